@@ -1,0 +1,93 @@
+"""`unmask generate RUN_OR_MODEL [PROMPT ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unmask.cli.options import add_settings, parser, quiet_libraries, settings
+from unmask.errors import PromptError
+from unmask.settings.decoding import SamplingParams
+
+if TYPE_CHECKING:
+    from unmask.lm import DiffusionLM, Output
+
+_EXAMPLES = """\
+  unmask generate runs/python-docs "The function returns"
+  unmask generate runs/python-docs --watch --max-new-tokens 64 --denoising-steps 32
+  unmask generate runs/python-docs "A list" "A dict" --temperature 0.8 --n 2 --json
+  unmask generate Qwen/Qwen3-0.6B --chat "Why is the sky blue?"
+  cat prompt.txt | unmask generate runs/python-docs -
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the verb; returns the exit code."""
+    options = parser("generate", "Generate text from a run, a model folder or a hub id.", _EXAMPLES)
+    options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id")
+    options.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts to continue; - reads one from stdin")
+    options.add_argument("--file", metavar="FILE", help="one prompt per line")
+    options.add_argument("--chat", action="store_true", help="each prompt is a user's message")
+    options.add_argument("--watch", action="store_true", help="redraw the text after every forward")
+    options.add_argument("--json", action="store_true", help="one JSON object per text, on stdout")
+    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
+    options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
+    add_settings(options, SamplingParams, "sampling")
+    parsed = options.parse_intermixed_args(list(arguments))
+    params = settings(SamplingParams, parsed)
+    prompts = _prompts(parsed.prompts, parsed.file)
+    quiet_libraries()
+    from unmask.lm import DiffusionLM
+
+    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype)
+    asked = [[{"role": "user", "content": prompt or ""}] if parsed.chat else prompt for prompt in prompts]
+    began = time.perf_counter()
+    if parsed.watch:
+        for prompt, shown in zip(asked, prompts, strict=True):
+            _watch(lm, prompt, shown or "", params)
+        return 0
+    outputs = lm.generate([prompt or "" for prompt in asked], params)
+    seconds = time.perf_counter() - began
+    for output in outputs:
+        _print(output, prompts[output.prompt], as_json=parsed.json)
+    tokens, forwards = sum(len(one.token_ids) for one in outputs), sum(one.forwards for one in outputs)
+    print(
+        f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward, {seconds:.2f} s",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _prompts(words: Sequence[str], file: str | None) -> list[str | None]:
+    prompts: list[str | None] = [sys.stdin.read() if word == "-" else word for word in words]
+    if file is not None:
+        if not Path(file).is_file():
+            raise PromptError(f"There is no prompt file {file} (in {Path.cwd()}).")
+        prompts += [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return prompts or [None]
+
+
+def _print(output: Output, prompt: str | None, *, as_json: bool) -> None:
+    if as_json:
+        record = dataclasses.asdict(output) | {"tokens_per_forward": output.tokens_per_forward, "prompt_text": prompt}
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        print(f"{prompt or ''}{output.text}")
+
+
+def _watch(lm: DiffusionLM, prompt: object, shown: str, params: SamplingParams) -> None:
+    from rich.console import Console
+
+    from unmask.reports.replay import watch
+    from unmask.reports.traces import frame
+
+    def frames() -> Iterator[object]:
+        for step in lm.stream(prompt, params):  # type: ignore[arg-type]
+            yield frame(step, lm.tokenizer)
+
+    watch(frames(), prompt=shown, console=Console())  # type: ignore[arg-type]

@@ -1,0 +1,83 @@
+"""What the verbs share: parsers whose options are the fields of settings, and quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from unmask import config
+from unmask.errors import SettingsError, nearest
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `SettingsError`, with the nearest option for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            name = unknown.split()[0].partition("=")[0]
+            options = [
+                option for action in self._actions for option in action.option_strings if option.startswith("--")
+            ]
+            raise SettingsError(f"There is no option `{name}`. {nearest(name, options)}")
+        raise SettingsError(f"{message}. See `{self.prog} --help`.")
+
+
+def parser(verb: str, description: str, examples: str) -> Parser:
+    """A parser of one verb, with examples at the end of its help."""
+    return Parser(
+        prog=f"unmask {verb}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_settings(target: Parser, kind: type, title: str) -> None:
+    """One option for each field of a settings type, described by the field's own words."""
+    group = target.add_argument_group(title)
+    for name, type_name, default, text in config.documented(kind):
+        shown = f" [{type_name.removesuffix(' or null')}" + (f"; default {default}]" if default else "]")
+        option = "--" + name.replace("_", "-")
+        spellings = [option] if "_" not in name else [option, "--" + name]
+        arguments: dict[str, Any] = {
+            "dest": name,
+            "default": argparse.SUPPRESS,
+            "help": (text + shown).replace("%", "%%"),
+        }
+        if type_name == "true or false":
+            group.add_argument(*spellings, nargs="?", const="true", metavar="BOOL", **arguments)
+        elif type_name.startswith("a list of"):
+            group.add_argument(*spellings, action="append", metavar="VALUE", **arguments)
+        else:
+            group.add_argument(*spellings, metavar="VALUE", **arguments)
+
+
+def settings(kind: type[T], parsed: argparse.Namespace, **defaults: Any) -> T:
+    """The settings that the parsed options describe; what is not given keeps its default."""
+    given = vars(parsed)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    tree = {name: given[name] for name in names if name in given}
+    return config.from_tree(kind, defaults | tree)
+
+
+def quiet_libraries() -> None:
+    """No progress bars and notices of `transformers` between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def help_of_settings(kind: type, groups: Sequence[str] | None = None) -> str:
+    """Every key of nested settings with type, default and description, for `key=value` verbs."""
+    lines: list[str] = []
+    for name, type_name, default, text in config.documented(kind):
+        if groups is None or name.partition(".")[0] in groups:
+            lines.append(f"  {name}={default or '...'}  [{type_name}]\n      {text}")
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""`unmask train RECIPE.yaml [key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from unmask import config
+from unmask.cli.options import help_of_settings, parser, quiet_libraries
+from unmask.settings.recipe import Recipe
+
+_EXAMPLES = """\
+  unmask train recipes/python-docs.yaml
+  unmask train recipes/python-docs.yaml data.train=my.jsonl training.steps=2000 name=mine
+  unmask train recipes/python-docs.yaml --resume auto
+  unmask train recipes/python-docs.yaml --dry-run
+  accelerate launch --num_processes 2 -m unmask train recipes/python-docs.yaml
+
+`unmask train --help-keys` lists every key of a recipe.
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the verb; returns the exit code."""
+    options = parser("train", "Train a model from a recipe (defaults < file < key=value).", _EXAMPLES)
+    options.add_argument("recipe", nargs="?", help="YAML file; without one, the defaults")
+    options.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file")
+    options.add_argument("--resume", metavar="auto|FOLDER", help="go on from the latest, or from this, checkpoint")
+    options.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and stop")
+    options.add_argument("--print-config", "--print_config", action="store_true", help="print the resolved recipe")
+    options.add_argument("--help-keys", action="store_true", help="list every key of a recipe and stop")
+    parsed = options.parse_intermixed_args(list(arguments))
+    if parsed.help_keys:
+        print(help_of_settings(Recipe))
+        return 0
+    words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
+    file = words.pop(0) if words and "=" not in words[0] else None
+    recipe = config.load(Recipe, file=file, overrides=words)
+    if parsed.print_config:
+        print(config.to_yaml(recipe), end="")
+        return 0
+    quiet_libraries()
+    from unmask.training.run import dry_run, train
+
+    if parsed.dry_run:
+        print(config.to_yaml(recipe), end="")
+        for line in dry_run(recipe):
+            print(f"# {line}")
+        return 0
+    outcome = train(recipe, resume=parsed.resume)
+    if outcome.signal is not None:
+        print(f"Stopped and saved. Go on with: unmask train {file or ''} ... --resume auto", file=sys.stderr)
+        return 128 + outcome.signal
+    print(outcome.run.root)
+    return 0

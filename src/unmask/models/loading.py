@@ -1,0 +1,232 @@
+"""Checkpoints: a folder or hub id -> network, tokenizer and diffusion entry; and back.
+
+Loading is strict: a tensor that is missing, left over or of another shape is an error that names it. Saving writes
+a folder that plain `transformers` opens; our one addition is the `diffusion` entry of its `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from unmask import noise
+from unmask.errors import CheckpointError
+from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
+from unmask.models.families import FAMILIES, family_of
+from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
+from unmask.noise import Purpose
+from unmask.settings.model import DiffusionConfig, ModelSettings
+from unmask.settings.objective import ObjectiveSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be trained, decoded and saved.
+
+    Attributes:
+        backbone: the network under our attention rule, with its diffusion entry.
+        tokenizer: None for a checkpoint that works on token ids alone.
+    """
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def default_device() -> torch.device:
+    """The accelerator of this machine, or its CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attention_backend: AttentionBackend = "dense",
+) -> Checkpoint:
+    """Load a model folder or hub id.
+
+    Args:
+        name: folder with `config.json`, or hub id.
+        dtype: type of the weights; `auto` is what the checkpoint was saved in.
+        device: where to put it (default: the accelerator, else the CPU); not with `device_map`.
+        device_map: placement over several devices, as in `transformers`.
+        attention_backend: `dense` or `flex`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, not supported or does not fit its configuration.
+    """
+    config = _read_config(name)
+    network_class = family_of(config, str(name)).model()
+    try:
+        loaded = network_class.from_pretrained(
+            str(name),
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=ATTENTION_NAME,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
+    network, report = cast("tuple[PreTrainedModel, Any]", loaded)
+    _check_report(report, str(name))
+    if device_map is None:
+        network.to(device or default_device())  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(name) if _has_tokenizer(name) else None
+    backbone = Backbone(network, _diffusion_entry(config, tokenizer, str(name)), attention_backend=attention_backend)
+    return Checkpoint(backbone.eval(), tokenizer)
+
+
+def create(
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    seed: int,
+    size: int | None = None,
+    attention_backend: AttentionBackend = "dense",
+) -> Checkpoint:
+    """A new network with random weights, on the CPU, for a tokenizer (or a vocabulary of `size` ids)."""
+    ids = vocabulary_size(tokenizer) if tokenizer is not None else size
+    if ids is None:
+        raise CheckpointError("A new model needs a tokenizer or a vocabulary size.")
+    shape = dataclasses.asdict(settings)
+    for name in ("from_pretrained", "family", "dtype", "rope_theta"):
+        del shape[name]
+    shape["head_dim"] = settings.head_dim or settings.hidden_size // settings.num_attention_heads
+    special = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = FAMILIES[settings.family].config(
+        vocab_size=ids,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+        **shape,
+        **special,
+    )
+    config._attn_implementation = ATTENTION_NAME
+    with noise.seeded(Purpose.WEIGHTS, seed):
+        network = FAMILIES[settings.family].model()(config)
+    network.to(getattr(torch, settings.dtype))  # type: ignore[arg-type]
+    entry = DiffusionConfig(method="autoregressive", vocabulary_size=ids)
+    return Checkpoint(Backbone(network, entry, attention_backend=attention_backend), tokenizer)
+
+
+def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
+    """The same checkpoint made ready for a training method: it gets a mask token if the method needs one."""
+    backbone, tokenizer = checkpoint.backbone, checkpoint.tokenizer
+    entry = backbone.diffusion
+    if settings.method != "autoregressive" and entry.mask_token_id is None:
+        mask = _add_mask_token(backbone.network, tokenizer, entry.vocabulary_size)
+        entry = dataclasses.replace(entry, mask_token_id=mask, vocabulary_size=max(entry.vocabulary_size, mask + 1))
+    shift = entry.logit_shift if settings.logit_shift is None else settings.logit_shift
+    backbone.configure(
+        dataclasses.replace(
+            entry,
+            method=settings.method,
+            logit_shift=shift and settings.method != "autoregressive",
+            schedule=settings.schedule,
+            schedule_power=settings.schedule_power,
+            block_length=settings.block_length,
+        )
+    )
+    return checkpoint
+
+
+def save(checkpoint: Checkpoint, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model into `folder`; `weights` replaces the network's own (an average, or gathered shards)."""
+    network = checkpoint.backbone.network
+    network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
+    network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save_pretrained(folder)
+
+
+def parameter_counts(network: PreTrainedModel) -> tuple[int, int]:
+    """All parameters, and those outside the input and output embeddings."""
+    total = sum(parameter.numel() for parameter in network.parameters())
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    embeddings = {id(end.weight): end.weight.numel() for end in ends}  # type: ignore[union-attr]
+    return total, total - sum(embeddings.values())
+
+
+def _read_config(name: str | Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"There is no model configuration at {name}: {str(error).splitlines()[0]} "
+            "Give a folder with config.json, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
+        ) from None
+
+
+def _check_report(report: Any, name: str) -> None:
+    problems = [
+        f"{label}: {', '.join(str(key) for key in sorted(keys, key=str)[:8])}"
+        for label in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        if (keys := list(report[label] if isinstance(report, dict) else getattr(report, label)))
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The tensors in {name} do not fit its configuration. {'; '.join(problems)}. "
+            "The checkpoint is of another shape, or incomplete; copy or convert it again."
+        )
+
+
+def _has_tokenizer(name: str | Path) -> bool:
+    if os.path.isdir(name):
+        return any((Path(name) / file).is_file() for file in _TOKENIZER_FILES)
+    return True
+
+
+def _diffusion_entry(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, name: str) -> DiffusionConfig:
+    entry = getattr(config, "diffusion", None)
+    rows = int(config.vocab_size)
+    if entry is None:
+        known = rows if tokenizer is None else vocabulary_size(tokenizer)
+        diffusion = DiffusionConfig(method="autoregressive", vocabulary_size=min(known, rows))
+    else:
+        diffusion = DiffusionConfig.from_dict(entry, source=name)
+    mask = diffusion.mask_token_id
+    if diffusion.vocabulary_size > rows or (mask is not None and mask >= rows):
+        raise CheckpointError(
+            f"The `diffusion` entry of {name} names ids beyond its {rows} embedding rows "
+            f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
+        )
+    return diffusion
+
+
+def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, used: int) -> int:
+    """Give the model a mask token: the tokenizer's own, else a new id; never pad or end of text."""
+    if tokenizer is None:
+        mask = used
+    else:
+        if tokenizer.mask_token_id is None:
+            tokenizer.add_special_tokens({"mask_token": MASK})
+        mask = cast(int, tokenizer.mask_token_id)
+        if mask in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id):
+            raise CheckpointError(
+                f"The tokenizer's mask token {tokenizer.mask_token!r} (id {mask}) is also its pad, bos or eos token. "
+                "Give it a mask token of its own."
+            )
+    rows = network.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if mask >= rows:
+        network.resize_token_embeddings(mask + 1, mean_resizing=False)
+    with torch.no_grad():
+        for end in (network.get_input_embeddings(), network.get_output_embeddings()):
+            weight = cast(Tensor, end.weight)  # type: ignore[union-attr]
+            weight[mask] = weight[:used].mean(dim=0)
+    return mask

@@ -1,0 +1,91 @@
+"""Tokenizers: trained on the text, plain bytes, or any `AutoTokenizer`.
+
+Those made here are byte-level, so every text survives a round trip, and put BOS in front of what they encode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from unmask.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+BOS, EOS, MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+
+
+def train_bpe(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of at most `vocabulary_size` ids, trained on the texts; deterministic."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """One id for each of the 256 bytes, after BOS and EOS."""
+    return train_bpe([], 258)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        CheckpointError: there is none, or it has no fast backend (byte counts need its offsets).
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"There is no usable tokenizer in {name}: {error}") from None
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Token ids of a text, with what the tokenizer puts around it (BOS) if `special`."""
+    return cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of token ids, without special tokens."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of BOS, or None."""
+    return cast("int | None", tokenizer.bos_token_id)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id."""
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise DataError("The tokenizer has an empty vocabulary.")
+    return max(vocabulary.values()) + 1
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = [(BOS, tokenizer.token_to_id(BOS))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False
+    )

@@ -1,0 +1,54 @@
+"""The record that the objectives make: one corrupted training input and what its outputs are worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.attention import Layout
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs of one forward and the rows of its output that are supervised.
+
+    The loss is the sum over terms of (sum of weight * cross-entropy over the term's rows) / (the term's denominator,
+    summed over the micro-batches and processes of the step).
+
+    Attributes:
+        ids_BL: input ids, int64 [B, L].
+        layout: RoPE positions and the four attention integers.
+        row_R: supervised output rows, as indices into the flattened [B * L] hidden states.
+        target_R: the token that each row is to predict.
+        weight_R: float32; factor on each row's cross-entropy.
+        term_R: which of `terms` each row belongs to.
+        group_R: the sequence (row of the batch) of each row.
+        ratio_R: float32; realised share of masked tokens where the row's token was masked (1 for autoregression).
+        source_R: the output row of a clean causal input that predicts the same token, for a teacher; -1: none does.
+        terms: names of the loss terms.
+        denominator_T: float64; what each term is divided by, of this micro-batch alone.
+    """
+
+    ids_BL: Tensor
+    layout: Layout
+    row_R: Tensor
+    target_R: Tensor
+    weight_R: Tensor
+    term_R: Tensor
+    group_R: Tensor
+    ratio_R: Tensor
+    source_R: Tensor
+    terms: tuple[str, ...]
+    denominator_T: Tensor
+
+    def to(self, device: torch.device) -> Example:
+        """The same example on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, layout=self.layout.to(device), **moved)

@@ -1,0 +1,201 @@
+"""Run folders: where each thing lies in one, how it is written, and what RUN_OR_MODEL means.
+
+runs/NAME/
+  config.yaml  environment.json  metrics.jsonl
+  checkpoints/step-N/   best, latest (links to one of them)
+  plots/  samples/  final/ (opens with from_pretrained)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import CheckpointError
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def final(self) -> Path:
+        return self.root / "final"
+
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.config.exists() or self.checkpoints.exists()
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The complete checkpoint that `best`, `latest` or `step-N` names, or None."""
+        path = self.root / name if name in ("best", "latest") else self.checkpoints / name
+        return path.resolve() if path.exists() else None
+
+    def saved_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        found = (one.name.removeprefix("step-") for one in self.checkpoints.glob("step-*") if one.is_dir())
+        return sorted(int(step) for step in found if step.isdigit())
+
+    def link(self, name: str, step: int) -> None:
+        """Let `best` or `latest` mean the checkpoint of a step; atomic."""
+        temporary = self.root / f"{_PARTIAL}{name}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("checkpoints") / f"step-{step}", target_is_directory=True)
+        os.replace(temporary, self.root / name)
+
+    def clean(self) -> None:
+        """Remove what an interrupted save left behind."""
+        for leftover in [*self.root.glob(f"{_PARTIAL}*"), *self.checkpoints.glob(f"{_PARTIAL}*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+
+
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its name, whole and flushed to disk, when the block ends.
+
+    A reader sees the old folder, the new one or none, never a part. On an error nothing takes the name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_PARTIAL}{path.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for file in [*temporary.rglob("*"), temporary]:
+        _flush(file)
+    if path.exists():
+        replaced = path.parent / f"{_PARTIAL}replaced-{path.name}"
+        os.replace(path, replaced)
+        os.replace(temporary, path)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_PARTIAL}{path.name}"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """What a run should record about where it ran."""
+    packages = ("unmask", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "command": sys.argv,
+        "git": _git_state(),
+    }
+
+
+def locate(run_or_model: str | Path) -> str:
+    """The model folder (or hub id) that RUN_OR_MODEL means: a run's final model, else its best, else its latest one.
+
+    Raises:
+        CheckpointError: it looks like a path and there is no model.
+    """
+    path = Path(run_or_model)
+    if (path / "config.json").is_file():
+        return str(path)
+    run = RunFolder(path)
+    for candidate in (run.final, run.root / "best", run.root / "latest"):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    text = str(run_or_model)
+    if path.is_dir():
+        raise CheckpointError(
+            f"There is no model in {text}: it has neither config.json nor final/, best or latest. "
+            f"It holds: {', '.join(sorted(one.name for one in path.iterdir())[:12]) or 'nothing'}."
+        )
+    if text.startswith((".", "/", "~", "runs/")) or text.count("/") != 1:
+        there = path.parent if path.parent.is_dir() else Path(".")
+        found = ", ".join(sorted(one.name for one in there.iterdir() if one.is_dir())[:12])
+        raise CheckpointError(f"There is no folder {text}. Folders in {there}: {found or 'none'}.")
+    return text
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working folder and whether it has uncommitted changes; None outside a repository."""
+    if shutil.which("git") is None:
+        return None
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return None
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
+    return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

@@ -1,0 +1,109 @@
+"""What a model is: the network of a new one, and the `diffusion` entry that every checkpoint of ours carries."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from unmask.errors import CheckpointError, nearest
+from unmask.settings.checks import at_least, in_range, is_true
+
+Method = Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"]
+ScheduleName = Literal["linear", "cosine", "cosine_squared", "polynomial"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network: a checkpoint to start from, or the shape of a new one."""
+
+    from_pretrained: str | None = None
+    """Folder, run or hub id of the checkpoint to continue; the shape below is then ignored."""
+    family: Literal["llama", "qwen3"] = "qwen3"
+    """Architecture of a new network: Llama, or Qwen3 (Llama with normalised queries and keys)."""
+    hidden_size: int = 256
+    """Width of the hidden states."""
+    intermediate_size: int = 768
+    """Width of the gated MLP (SwiGLU)."""
+    num_hidden_layers: int = 4
+    """Number of layers."""
+    num_attention_heads: int = 4
+    """Number of query heads."""
+    num_key_value_heads: int = 2
+    """Number of key and value heads; divides the query heads."""
+    head_dim: int | None = None
+    """Width of a head; default: hidden_size / num_attention_heads."""
+    max_position_embeddings: int = 2048
+    """Longest sequence, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary position encoding."""
+    tie_word_embeddings: bool = False
+    """Share the input and output embeddings."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    dtype: Dtype = "float32"
+    """Type of the weights; mixed precision is `training.precision`."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            at_least(1, **{name: getattr(self, name)})
+        at_least(1, num_key_value_heads=self.num_key_value_heads)
+        at_least(2, max_position_embeddings=self.max_position_embeddings)
+        in_range(0, 10, initializer_range=self.initializer_range)
+        is_true(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_key_value_heads must divide num_attention_heads ({self.num_attention_heads}), "
+            f"got {self.num_key_value_heads}.",
+        )
+        is_true(
+            self.head_dim is not None or self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
+            f"got {self.hidden_size}. Change one of them, or set head_dim.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The `diffusion` entry of a checkpoint's `config.json`: how its network was trained and is to be decoded.
+
+    Attributes:
+        method: training method, which also decides the default decoding.
+        vocabulary_size: ids from here on are never predicted (spare embedding rows).
+        mask_token_id: id of the mask token; None for a purely autoregressive model.
+        block_length: diffusion block, for the block methods.
+        logit_shift: the prediction for a token stands one place before it (models adapted from AR, as Dream).
+        schedule: masking schedule of the training.
+        schedule_power: exponent of the polynomial schedule.
+        decoding: default sampling parameters, by name.
+        version: of this entry's format.
+    """
+
+    method: Method
+    vocabulary_size: int
+    mask_token_id: int | None = None
+    block_length: int | None = None
+    logit_shift: bool = False
+    schedule: ScheduleName = "linear"
+    schedule_power: float = 1.0
+    decoding: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `config.json`."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(entry: dict[str, Any], *, source: str) -> DiffusionConfig:
+        """Read the entry of `source`; an unknown or missing key is an error."""
+        names = [one.name for one in dataclasses.fields(DiffusionConfig)]
+        for name in entry:
+            if name not in names:
+                raise CheckpointError(
+                    f"The `diffusion` entry of {source} has the unknown key `{name}`. {nearest(name, names)} "
+                    "A checkpoint written by a newer Unmask needs that version."
+                )
+        missing = [name for name in ("method", "vocabulary_size") if name not in entry]
+        if missing:
+            raise CheckpointError(f"The `diffusion` entry of {source} lacks {', '.join(missing)}. Convert it again.")
+        return DiffusionConfig(**entry)

@@ -1,0 +1,36 @@
+"""A recipe: everything that one training run needs, as one YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unmask.settings.data import DataSettings
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.model import ModelSettings
+from unmask.settings.objective import ObjectiveSettings
+from unmask.settings.training import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
+
+    name: str = "run"
+    """Name of the run: its folder inside output_dir."""
+    output_dir: str = "runs"
+    """Folder of all runs."""
+    seed: int = 0
+    """Seed of weights, data order and corruption."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The network."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """The text."""
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    """What is learned."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How it is learned."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How held-out text is scored during training."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How the samples in the run folder are generated."""

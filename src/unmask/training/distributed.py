@@ -1,0 +1,64 @@
+"""Processes and precision, through `accelerate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.errors import SettingsError, require
+from unmask.settings.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_PACKAGES = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "swanlab": "swanlab",
+    "mlflow": "mlflow",
+}
+
+
+def start(settings: TrainingSettings, folder: Path) -> Accelerator:
+    """The processes of this run, as `accelerate launch` or `torchrun` started them (or just this one).
+
+    Raises:
+        MissingExtraError: a tracker or DeepSpeed is asked for and not installed.
+        SettingsError: the batch cannot be split, or the precision is not available here.
+    """
+    from accelerate import Accelerator, DeepSpeedPlugin
+
+    for tracker in settings.report_to:
+        require(_PACKAGES[tracker], extra="track", purpose=f"training.report_to={tracker}")
+    plugin = None
+    if settings.deepspeed_config is not None:
+        require("deepspeed", extra="gpu", purpose="training.deepspeed_config")
+        plugin = DeepSpeedPlugin(hf_ds_config=settings.deepspeed_config)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+        cpu=torch.accelerator.current_accelerator(check_available=True) is None,
+        log_with=list(settings.report_to) or None,
+        project_dir=str(folder),
+        deepspeed_plugin=plugin,
+    )
+    if settings.batch_size % accelerator.num_processes:
+        raise SettingsError(
+            f"training.batch_size must be a multiple of the number of processes ({accelerator.num_processes}), got "
+            f"{settings.batch_size}."
+        )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError("training.precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
+    if settings.attention_backend == "flex" and accelerator.device.type == "cpu":
+        raise SettingsError(
+            "training.attention_backend `flex` needs a GPU: FlexAttention has no backward pass on the CPU. Use `dense`."
+        )
+    return accelerator
+
+
+def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """The sum over all processes."""
+    return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values  # type: ignore

@@ -1,0 +1,58 @@
+"""Residual dropout for stock networks: what attention and MLP add to the residual stream is dropped at random.
+
+The stock classes have none, so forward hooks do it. Which values are dropped is a function of (seed, step, row of the
+global batch, place, layer, site, channel), so it is the same under gradient checkpointing, after a resume and however
+the batch is split.
+Shapes: B rows, L length, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask import noise
+from unmask.noise import Purpose
+
+_SITES = ("self_attn", "mlp")
+
+
+class ResidualDropout:
+    """Hooks on every layer of a network; tell it the rows with `begin` before each forward.
+
+    Args:
+        decoder: the network without its head, with `layers`.
+        probability: of dropping a value; the others are scaled up by 1 / (1 - probability).
+        seed: of the draws.
+    """
+
+    def __init__(self, decoder: nn.Module, probability: float, *, seed: int) -> None:
+        self.probability, self.seed = probability, seed
+        self._key_BL1: Tensor | None = None
+        for number, layer in enumerate(decoder.layers):  # type: ignore[arg-type,union-attr]
+            for site, name in enumerate(_SITES):
+                getattr(layer, name).register_forward_hook(self._hook(2 * number + site))
+
+    def begin(self, step: int, global_row_B: Tensor, length: int) -> None:
+        """Draw for these rows from now on, until the next call; recomputed forwards draw the same."""
+        place_L = torch.arange(length, device=global_row_B.device)
+        self._key_BL1 = noise.hashed(Purpose.DROPOUT, self.seed, step, global_row_B[:, None], place_L)[..., None]
+
+    def _hook(self, site: int) -> Any:
+        def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not module.training or self._key_BL1 is None:
+                return output
+            if isinstance(output, tuple):
+                return (self._dropped(output[0], site), *output[1:])
+            return self._dropped(output, site)
+
+        return drop
+
+    def _dropped(self, value_BLD: Tensor, site: int) -> Tensor:
+        assert self._key_BL1 is not None
+        channel_D = torch.arange(value_BLD.shape[-1], device=value_BLD.device)
+        key_BL1 = self._key_BL1.to(value_BLD.device)
+        kept_BLD = noise.uniform(Purpose.DROPOUT, key_BL1, site, channel_D) >= self.probability
+        return value_BLD * kept_BLD.to(value_BLD.dtype) / (1 - self.probability)

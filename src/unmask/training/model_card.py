@@ -1,0 +1,61 @@
+"""The README of a trained model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from unmask import config
+from unmask.runs import RunFolder, environment
+from unmask.settings.recipe import Recipe
+
+
+def model_card(recipe: Recipe, run: RunFolder) -> str:
+    """A model card in the hub's format: what it is, how it was trained, how good it is, how to use it."""
+    method = recipe.objective.method
+    packages = ", ".join(f"{name} {version}" for name, version in environment()["packages"].items())
+    base = recipe.model.from_pretrained
+    return f"""---
+library_name: unmask
+pipeline_tag: text-generation
+tags: [unmask, {method}]
+---
+
+# {recipe.name}
+
+A `{method}` language model, {f"continued from `{base}`" if base else "trained from scratch"} with Unmask.
+
+```python
+from unmask import DiffusionLM, SamplingParams
+
+lm = DiffusionLM.from_pretrained("{run.final}")
+print(lm.generate(None, SamplingParams(max_new_tokens=64))[0].text)
+```
+
+## Held-out text
+
+{_scores(run)}
+
+Text: {", ".join(recipe.data.train)}; `unmask evaluate {run.root}` measures it again.
+
+## Recipe
+
+```yaml
+{config.to_yaml(recipe).rstrip()}
+```
+
+Versions: {packages}.
+"""
+
+
+def _scores(run: RunFolder) -> str:
+    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    scored: list[dict[str, Any]] = [record for record in records if "eval/bits_per_byte" in record]
+    if not scored:
+        return "None was held out."
+    best = min(scored, key=lambda record: record["eval/bits_per_byte"])
+    return (
+        "| step | bits per byte | standard error | nats per token |\n|---|---|---|---|\n"
+        f"| {best['step']} | {best['eval/bits_per_byte']:.4f} | {best['eval/stderr']:.4f} "
+        f"| {best['eval/nats_per_token']:.4f} |"
+    )

@@ -1,0 +1,186 @@
+"""One training run from recipe to finished run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask import config
+from unmask.errors import CheckpointError
+from unmask.lm import DiffusionLM
+from unmask.models.loading import Checkpoint, parameter_counts
+from unmask.runs import RunFolder, environment, write_text
+from unmask.settings.recipe import Recipe
+from unmask.training import checkpoint as checkpoints
+from unmask.training.distributed import start
+from unmask.training.model_card import model_card
+from unmask.training.preparation import TrainingText, prepare_model, prepare_text, prepare_tokenizer
+from unmask.training.trainer import Trainer, total_steps, truncate_metrics, write_final
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    Attributes:
+        run: its folder.
+        signal: the signal that ended it early, after saving; None when it is finished.
+    """
+
+    run: RunFolder
+    signal: int | None
+
+
+def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
+    """Run a recipe.
+
+    Args:
+        recipe: what to train.
+        resume: `auto` goes on from the run's latest checkpoint (or starts), a folder from that one; None starts anew.
+
+    Raises:
+        CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
+    """
+    run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    if resume is None and run.exists():
+        raise CheckpointError(
+            f"The run folder {run.root} exists already. Go on with it: --resume auto. Start another one: "
+            f"name=NEW_NAME. Or remove it: rm -r {run.root}"
+        )
+    run.root.mkdir(parents=True, exist_ok=True)
+    accelerator = start(recipe.training, run.root)
+    source = None if resume is None else checkpoints.resumable(run, resume)
+    if accelerator.is_main_process:
+        _open_run(recipe, run, source)
+    with accelerator.main_process_first():
+        text, checkpoint = prepare(recipe, run, source)
+    trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
+    if accelerator.is_main_process:
+        for line in described(recipe, checkpoint, text):
+            trainer.console.message(line)
+        if source is not None:
+            trainer.console.message(f"resumed from {source} at step {trainer.progress.step}")
+    if recipe.training.report_to:
+        accelerator.init_trackers(recipe.training.project, config=_flat(dataclasses.asdict(recipe)))
+    try:
+        ended_by = trainer.fit()
+    finally:
+        trainer.console.close()
+        accelerator.end_training()
+    if ended_by is None and accelerator.is_main_process:
+        _finish(recipe, run)
+    accelerator.wait_for_everyone()
+    return Outcome(run, ended_by)
+
+
+def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:
+    """Text and model of a recipe; what is made of the text is kept in the run folder (or data.cache_dir)."""
+    folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else run.root / "data"
+    tokenizer = prepare_tokenizer(recipe, folder)
+    text = prepare_text(recipe, tokenizer, folder)
+    return text, prepare_model(recipe, tokenizer, source)
+
+
+def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Iterator[str]:
+    """Lines that say what is about to be trained on what."""
+    backbone, settings = checkpoint.backbone, recipe.training
+    total, body = parameter_counts(backbone.network)
+    steps = total_steps(recipe, text.train)
+    tokens = steps * settings.batch_size * recipe.data.context_length
+    held_out = "none" if text.held_out is None else f"{len(text.held_out):,} rows"
+    yield (
+        f"{recipe.objective.method}, {backbone.network.config.model_type}: {total:,} parameters "
+        f"({body:,} without embeddings), {backbone.diffusion.vocabulary_size:,} ids, mask id "
+        f"{backbone.diffusion.mask_token_id}"
+    )
+    skipped = f", {text.skipped:,} malformed rows skipped" if text.skipped else ""
+    length, rows = recipe.data.context_length, len(text.train)
+    yield f"text: {rows:,} rows of {length} tokens to train on, held out {held_out}{skipped}"
+    epochs = steps * settings.batch_size / rows
+    yield f"{steps:,} steps x {settings.batch_size} rows = {tokens:,} tokens ({epochs:.2f} epochs)"
+
+
+def dry_run(recipe: Recipe) -> Iterator[str]:
+    """What a run would do: sizes, memory and its first row, corrupted, without training."""
+    from unmask.objectives.methods import objective
+
+    run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    text, checkpoint = prepare(recipe, run, None)
+    yield from described(recipe, checkpoint, text)
+    yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
+    made = objective(recipe.objective, checkpoint.backbone.diffusion, seed=recipe.seed)
+    batch = text.train.batch(_first_rows(recipe, text), global_row=0, global_rows=1, step=0)
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is not None:
+        yield f"first row: {tokenizer.decode(batch.ids_BL[0].tolist())!r}"
+        yield f"as trained: {tokenizer.decode(made(batch).ids_BL[0].tolist())!r}"
+
+
+def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
+    """Bytes for weights, gradients, AdamW's two moments, and the activations of one micro-batch.
+
+    Activations: about (10 + 3 * intermediate / hidden) values per layer, token and channel that are kept for the
+    backward pass, or one with gradient checkpointing; a rough figure, meant to tell 2 GiB from 20.
+    """
+    config_, settings = checkpoint.backbone.network.config, recipe.training
+    total, _ = parameter_counts(checkpoint.backbone.network)
+    size = checkpoint.backbone.network.dtype.itemsize
+    rows = settings.micro_batch_size or settings.batch_size
+    tokens = rows * recipe.data.context_length
+    kept = 1 if settings.gradient_checkpointing else 10 + 3 * config_.intermediate_size / config_.hidden_size
+    activation = 4 if settings.precision == "fp32" else 2
+    activations = tokens * config_.hidden_size * config_.num_hidden_layers * kept * activation
+    logits = settings.loss_chunk_rows * config_.vocab_size * 12
+    averages = 4 * total if settings.ema_decay is not None else 0
+    return 4 * total * size + averages + activations + logits
+
+
+def _first_rows(recipe: Recipe, text: TrainingText) -> Any:
+    from unmask.data.packing import rows_of_step
+
+    rows = rows_of_step(0, batch_size=recipe.training.batch_size, num_rows=len(text.train), seed=recipe.seed)
+    return rows[:1]
+
+
+def _open_run(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
+    run.checkpoints.mkdir(exist_ok=True)
+    run.clean()
+    write_text(run.config, config.to_yaml(recipe))
+    write_text(run.root / "environment.json", json.dumps(environment(), indent=2))
+    truncate_metrics(run, 0 if source is None else checkpoints.read_progress(source).step)
+
+
+def _finish(recipe: Recipe, run: RunFolder) -> None:
+    """Final model, samples and curves."""
+    final = write_final(run, model_card(recipe, run))
+    lm = DiffusionLM.from_pretrained(final)
+    outputs = lm.generate(None, recipe.sampling)
+    text = "".join(f"## Sample {number}\n\n```text\n{output.text}\n```\n\n" for number, output in enumerate(outputs))
+    write_text(run.samples / "final.md", f"# Samples of {recipe.name}\n\n{text}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print('The curves were not drawn: pip install "unmask[plots]" for that.', file=sys.stderr)
+        return
+    from unmask.reports.curves import loss_curves
+
+    run.plots.mkdir(exist_ok=True)
+    loss_curves({f"{recipe.objective.method} ({recipe.name})": run.metrics}, run.plots)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of plain values, as trackers want them."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,378 @@
+"""The training loop, for every objective.
+
+In: a recipe. Out: a run folder. One optimiser step is: the rows of the step -> examples -> the denominators of the
+whole step -> forward and backward of each micro-batch -> checks -> clip -> update. Every draw and the order of the data
+are functions of the step, so a resumed run, another split into micro-batches and another number of processes all take
+the same steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from unmask.data.batch import Batch
+from unmask.data.packing import PackedText, rows_of_step
+from unmask.errors import NonFiniteError
+from unmask.evaluation.likelihood import Likelihood, evaluate
+from unmask.models import loading
+from unmask.models.loading import Checkpoint
+from unmask.objectives.example import Example
+from unmask.objectives.methods import objective
+from unmask.runs import RunFolder, append_record, write_text, written_folder
+from unmask.settings.recipe import Recipe
+from unmask.training import checkpoint as checkpoints
+from unmask.training.checkpoint import Progress
+from unmask.training.console import TrainingConsole
+from unmask.training.distributed import summed
+from unmask.training.dropout import ResidualDropout
+from unmask.training.module import TrainingModule
+from unmask.training.optim import WeightAverage, learning_rate, optimizer
+from unmask.training.preparation import TrainingText
+from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StepResult(NamedTuple):
+    """One optimiser step over all processes: loss in nats per token, gradient norm, input tokens, stop requested."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    stop: bool
+
+
+class Trainer:
+    """One run: what is trained, on what, and how far it is.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        accelerator: its processes.
+        checkpoint: the model, on the CPU.
+        text: what to learn from and to score.
+        resume: checkpoint folder whose training state goes on, or None.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        accelerator: Accelerator,
+        checkpoint: Checkpoint,
+        text: TrainingText,
+        *,
+        resume: Path | None,
+    ) -> None:
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.checkpoint, self.text = checkpoint, text
+        self.settings = recipe.training
+        self.backbone = checkpoint.backbone
+        self.total = total_steps(recipe, text.train)
+        self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
+        self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed)
+        self._signal: int | None = None
+        self._prepare_network(resume)
+        self._prepare_optimizer(resume)
+        self.console = TrainingConsole(self.total, start=self.progress.step, enabled=accelerator.is_main_process)
+        self._peak = measured_peak(accelerator.device, _DTYPES[self.settings.precision])
+        self._clock = time.perf_counter()
+
+    def fit(self) -> int | None:
+        """Train to the end; the signal that ended it early (after saving), or None."""
+        with self._signals():
+            for step in range(self.progress.step, self.total):
+                result = self._step(step)
+                self._count(step, result)
+                self._log(step, result)
+                self._evaluate_and_save(step + 1, stop=result.stop)
+                if result.stop:
+                    break
+        self.console.close()
+        return self._signal if self.progress.step < self.total else None
+
+    # --- one optimiser step ---------------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> StepResult:
+        batches = list(self._batches(step))
+        examples = [self.objective(batch) for batch in batches]
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        denominator_T = torch.stack([example.denominator_T for example in examples]).sum(dim=0)
+        denominator_T = summed(denominator_T.to(device), self.accelerator).clamp(min=1)
+        # Data parallelism averages gradients over processes, so each one's share is scaled up by their number.
+        scale_T = world / denominator_T
+        sum_T = torch.zeros_like(denominator_T)
+        for number, (batch, example) in enumerate(zip(batches, examples, strict=True)):
+            sum_T += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
+        norm = self._clipped_norm()
+        tokens = sum(int((example.layout.document >= 0).sum()) for example in examples)
+        counts = torch.tensor([tokens, self._signal is not None], dtype=torch.float64, device=device)
+        shared = summed(torch.cat([sum_T, counts]), self.accelerator)
+        terms = (shared[:-2] / denominator_T).tolist()
+        result = StepResult(sum(terms), float(norm), int(shared[-2]), bool(shared[-1] > 0))
+        self._check_finite(step, result)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total, self.settings)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self._named_parameters(), step)
+        return result
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """This process's micro-batches of the step's rows."""
+        settings, accelerator, train = self.settings, self.accelerator, self.text.train
+        rows = rows_of_step(step, batch_size=settings.batch_size, num_rows=len(train), seed=self.recipe.seed)
+        share = settings.batch_size // accelerator.num_processes
+        begin = share * accelerator.process_index
+        size = settings.micro_batch_size or share
+        for start in range(begin, begin + share, size):
+            chosen = rows[start : min(start + size, begin + share)]
+            yield train.batch(chosen, global_row=start, global_rows=settings.batch_size, step=step)
+
+    def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
+        if self.dropout is not None:
+            self.dropout.begin(batch.step, batch.global_row_B, example.ids_BL.shape[1])
+        synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
+        with synchronised:
+            loss = self.module(example.to(self.accelerator.device), scale_T)
+            self.accelerator.backward(loss.total)
+        return loss.sum_T.double()
+
+    def _clipped_norm(self) -> Tensor:
+        largest = self.settings.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), largest)
+        return torch.as_tensor(math.nan if norm is None else norm)
+
+    def _check_finite(self, step: int, result: StepResult) -> None:
+        """Stop before the update; under fp16 the loss scaler handles gradients that overflow."""
+        scaled = self.settings.precision == "fp16"
+        if math.isfinite(result.loss) and (scaled or math.isfinite(result.grad_norm)):
+            return
+        kept = self.run.checkpoint("latest")
+        raise NonFiniteError(
+            f"Step {step + 1} has loss {result.loss} and gradient norm {result.grad_norm}; the weights were not "
+            f"updated. Saved so far: {kept or 'nothing'}. Lower training.learning_rate, raise training.warmup_steps or "
+            "check the data, and resume with --resume auto."
+        )
+
+    # --- records --------------------------------------------------------------------------------------------------
+
+    def _count(self, step: int, result: StepResult) -> None:
+        total, count = self.progress.window
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=step + 1,
+            tokens=self.progress.tokens + result.tokens,
+            window=(total + result.loss, count + 1),
+        )
+
+    def _log(self, step: int, result: StepResult) -> None:
+        if (step + 1) % self.settings.logging_steps and step + 1 != self.total:
+            return
+        now, (total, count) = time.perf_counter(), self.progress.window
+        rate = result.tokens * count / (now - self._clock)
+        head_share = 1.0 if self.recipe.objective.method == "autoregressive" else 0.5
+        flops = flops_per_token(self.backbone, self.recipe.data.context_length, head_share=head_share)
+        record = {
+            "step": step + 1,
+            "tokens": self.progress.tokens,
+            "train/loss": total / count,
+            "train/learning_rate": learning_rate(step, self.total, self.settings),
+            "train/grad_norm": result.grad_norm,
+            "throughput/tokens_per_second": rate,
+            "throughput/mfu": rate * flops / (self._peak * self.accelerator.num_processes),
+            "throughput/memory_bytes": memory_bytes(self.accelerator.device),
+        }
+        self.progress = dataclasses.replace(self.progress, window=(0.0, 0))
+        self._clock = now
+        self.console.record(record)
+        self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            append_record(self.run.metrics, record)
+        values = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(values, step=record["step"])
+
+    # --- evaluation and checkpoints -------------------------------------------------------------------------------
+
+    def _evaluate_and_save(self, step: int, *, stop: bool) -> None:
+        ending = stop or step == self.total
+        every = self.settings.eval_steps or max(1, self.total // 10)
+        improved = False
+        if self.text.held_out is not None and (step % every == 0 or step == self.total):
+            improved = self._evaluate(self.text.held_out, step)
+        if improved or ending or step % (self.settings.save_steps or every) == 0 or self._epoch_ends(step):
+            self._save(step)
+
+    def _evaluate(self, held_out: PackedText, step: int) -> bool:
+        """Score the held-out text with fixed masks; whether it is the best so far."""
+        began = time.perf_counter()
+        likelihood = self.held_out_likelihood(held_out)
+        score = likelihood.bits_per_byte
+        record = {
+            "step": step,
+            "tokens": self.progress.tokens,
+            "eval/bits_per_byte": score,
+            "eval/stderr": likelihood.bits_per_byte_stderr,
+            "eval/nats_per_token": likelihood.nats_per_token,
+        }
+        self._write(record)
+        label = "bound" if likelihood.is_bound else "exact"
+        self.console.message(
+            f"step {step}: held-out {score:.4f} +- {likelihood.bits_per_byte_stderr:.4f} bits per byte ({label}), "
+            f"{likelihood.nats_per_token:.4f} nats per token"
+        )
+        self._clock += time.perf_counter() - began
+        if not score < (math.inf if self.progress.best_score is None else self.progress.best_score):
+            return False
+        self.progress = dataclasses.replace(self.progress, best_score=score, best_step=step)
+        return True
+
+    def held_out_likelihood(self, text: PackedText) -> Likelihood:
+        """Likelihood of the averaged weights where there are any, else of the weights; every process computes it."""
+        self.module.eval()
+        if self.average is not None:
+            self.average.swap(self._named_parameters())
+        try:
+            return evaluate(self.backbone, text, self.recipe.evaluation, losses=self.module)
+        finally:
+            if self.average is not None:
+                self.average.swap(self._named_parameters())
+            self.module.train()
+
+    def _epoch_ends(self, step: int) -> bool:
+        if self.settings.save_epochs is None:
+            return False
+        rows = len(self.text.train) * self.settings.save_epochs
+        return step * self.settings.batch_size // rows > (step - 1) * self.settings.batch_size // rows
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; it appears whole or not at all, and nothing saved before is touched until it is there."""
+        began = time.perf_counter()
+        state = checkpoints.optimizer_tensors(self.module, self.optimizer.optimizer)
+        prefix = "backbone.network."
+        gathered = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.module))
+        weights = {name.partition(prefix)[2]: value for name, value in gathered.items()}
+        tensors = {"optimizer": state}
+        if self.average is not None:
+            tensors |= {"weights": {name: weights[name] for name in self.average.weights}}
+            tensors |= {"average": self.average.weights}
+            weights |= {name: value.to(weights[name].dtype) for name, value in self.average.weights.items()}
+        if self.accelerator.scaler is not None:
+            self.progress = dataclasses.replace(self.progress, scaler=self.accelerator.scaler.state_dict())
+        if self.accelerator.is_main_process:
+            with written_folder(self.run.checkpoints / f"step-{step}") as folder:
+                loading.save(self.checkpoint, folder, weights=weights)
+                checkpoints.write_state(folder, self.progress, tensors)
+            self.run.link("latest", step)
+            if self.progress.best_step == step:
+                self.run.link("best", step)
+            checkpoints.remove_old(self.run, keep=self.settings.keep_checkpoints, best=self.progress.best_step)
+        self.accelerator.wait_for_everyone()
+        self._clock += time.perf_counter() - began
+
+    # --- set-up ---------------------------------------------------------------------------------------------------
+
+    def _prepare_network(self, resume: Path | None) -> None:
+        settings, network = self.settings, self.backbone.network
+        network.train()
+        self.average = None
+        if resume is not None and settings.ema_decay is not None:
+            network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
+        if settings.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.dropout = None
+        if settings.dropout > 0:
+            self.dropout = ResidualDropout(self.backbone.decoder, settings.dropout, seed=self.recipe.seed)
+        if settings.compile:
+            self.backbone.decoder.compile()
+
+    def _prepare_optimizer(self, resume: Path | None) -> None:
+        module = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows).train()
+        module.to(self.accelerator.device)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer(module, self.settings))
+        if self.settings.ema_decay is not None:
+            self.average = WeightAverage(self._named_parameters(), self.settings.ema_decay)
+        if resume is None:
+            return
+        tensors = checkpoints.read_tensors(resume, "optimizer")
+        checkpoints.restore_optimizer(self.module, self.optimizer.optimizer, tensors)
+        if self.average is not None:
+            saved = checkpoints.read_tensors(resume, "average")
+            self.average.weights = {name: saved[name].to(value) for name, value in self.average.weights.items()}
+        if self.accelerator.scaler is not None and self.progress.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return self.backbone.network.named_parameters()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the current step; a second Ctrl-C ends it at once."""
+
+        def request(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            self.console.message("Stopping after this step; the checkpoint is being saved.")
+
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def total_steps(recipe: Recipe, text: PackedText) -> int:
+    """Optimiser steps of a run."""
+    settings = recipe.training
+    if settings.epochs is not None:
+        return max(1, math.ceil(settings.epochs * len(text) / settings.batch_size))
+    return settings.steps or 1000
+
+
+def truncate_metrics(run: RunFolder, step: int) -> None:
+    """Forget records after `step`, so that a resumed run writes each step once."""
+    if not run.metrics.exists():
+        return
+    lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    write_text(run.metrics, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; a line cut off by a crash counts as later than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return math.inf
+
+
+def write_final(run: RunFolder, card: str) -> Path:
+    """Make `final/` from the best checkpoint, or the latest one, with a model card."""
+    import shutil
+
+    source = run.checkpoint("best") or run.checkpoint("latest")
+    assert source is not None, "a run saves at its last step"
+    with written_folder(run.final) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(checkpoints.STATE))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return run.final
