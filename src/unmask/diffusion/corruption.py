@@ -74,7 +74,7 @@ def corrupt(
         masked_BL = (chance_BL < probability_BG.gather(1, group_BL)) & supervised_BL
         weight_BG = schedule.rate(time_BG) / probability_BG
     realised_BG = torch.zeros_like(size_BG).scatter_add_(1, group_BL, masked_BL.to(torch.int64))
-    ratio_BG = realised_BG / size_BG.clamp(min=1)
+    ratio_BG = realised_BG.double() / size_BG.clamp(min=1)
     if settings.weighting == "unweighted":
         weight_BG = torch.ones_like(weight_BG)
     return Corruption(masked_BL, weight_BG.gather(1, group_BL), ratio_BG.gather(1, group_BL))

@@ -24,9 +24,9 @@ class Loss(NamedTuple):
     """What a forward is worth.
 
     Attributes:
-        total: float32 scalar, differentiable; the sum over terms of scale * weighted cross-entropy.
-        sum_T: float32, detached; the weighted sum of cross-entropies of each term, not scaled.
-        cross_entropy_R: float32, detached; nats of each supervised row.
+        total: scalar, differentiable; the sum over terms of scale * weighted cross-entropy.
+        sum_T: detached; the weighted sum of cross-entropies of each term, not scaled.
+        cross_entropy_R: detached; nats of each supervised row, in float32 (float64 for a float64 model).
     """
 
     total: Tensor
@@ -65,18 +65,24 @@ def loss(
     total, cross_entropy_R = _ChunkedCrossEntropy.apply(
         hidden_ND[row_R], target_R, scaled_R, head, chunk_rows, *parameters
     )
-    sum_T = torch.zeros(len(example.terms), device=weight_R.device)
+    sum_T = torch.zeros(len(example.terms), device=weight_R.device, dtype=cross_entropy_R.dtype)
     sum_T.index_add_(0, term_R, weight_R * cross_entropy_R)
     return Loss(total, sum_T, cross_entropy_R[: len(example.row_R)])
 
 
 def row_losses(hidden_BLD: Tensor, example: Example, head: Head, *, chunk_rows: int = 512) -> Tensor:
-    """Cross-entropy of each supervised row in nats, float32 [R], without gradients."""
+    """Cross-entropy of each supervised row in nats, [R]."""
     hidden_RD = hidden_BLD.flatten(0, 1)[example.row_R]
     if len(hidden_RD) == 0:
-        return hidden_RD.new_zeros(0, dtype=torch.float32)
+        return hidden_RD.new_zeros(0)
     chunks = zip(hidden_RD.split(chunk_rows), example.target_R.split(chunk_rows), strict=True)
-    return torch.cat([F.cross_entropy(head(hidden).float(), target, reduction="none") for hidden, target in chunks])
+    return torch.cat([_cross_entropy(head(hidden), target) for hidden, target in chunks])
+
+
+def _cross_entropy(logits_RV: Tensor, target_R: Tensor) -> Tensor:
+    """Nats of each row, in float32 at least."""
+    wide_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
+    return F.cross_entropy(wide_RV, target_R, reduction="none")
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -99,10 +105,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 hidden = hidden_RD[chunk].detach().requires_grad_()
-                losses.append(F.cross_entropy(head(hidden).float(), target_R[chunk], reduction="none"))
-                gradient_RD[chunk], *rest = torch.autograd.grad(
-                    losses[-1], [hidden, *parameters], grad_outputs=scale_R[chunk]
-                )
+                losses.append(_cross_entropy(head(hidden), target_R[chunk]))
+                factor_R = scale_R[chunk].to(losses[-1].dtype)
+                gradient_RD[chunk], *rest = torch.autograd.grad(losses[-1], [hidden, *parameters], factor_R)
             if gradients:
                 for total, part in zip(gradients, rest, strict=True):
                     total += part
