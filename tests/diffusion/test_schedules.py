@@ -22,9 +22,7 @@ any_schedule = st.sampled_from(SCHEDULES)
 def test_values_equal_the_closed_forms(schedule: Schedule, t: float) -> None:
     point = torch.tensor(t, dtype=torch.float64)
     assert float(schedule.alpha(point)) == pytest.approx(reference.alpha(schedule.name, t, schedule.power), abs=1e-12)
-    assert float(schedule.weight(point)) == pytest.approx(
-        reference.weight(schedule.name, t, schedule.power), rel=1e-9
-    )
+    assert float(schedule.weight(point)) == pytest.approx(reference.weight(schedule.name, t, schedule.power), rel=1e-9)
 
 
 @given(any_schedule, st.floats(0.01, 0.99))
@@ -33,7 +31,9 @@ def test_rate_is_the_derivative(schedule: Schedule, t: float) -> None:
     either_side = torch.tensor([t - step, t + step], dtype=torch.float64)
     below, above = schedule.alpha(either_side).tolist()
     # Central differences in float64: truncation ~ step^2, rounding ~ 1e-16 / step.
-    assert float(schedule.rate(torch.tensor(t, dtype=torch.float64))) == pytest.approx((below - above) / 2 / step, rel=1e-6)
+    assert float(schedule.rate(torch.tensor(t, dtype=torch.float64))) == pytest.approx(
+        (below - above) / 2 / step, rel=1e-6
+    )
 
 
 @given(any_schedule, st.floats(1e-6, 1 - 1e-6))

@@ -28,7 +28,7 @@ def cross_entropies(model: Backbone, tokens: list[int], masked: tuple[bool, ...]
     ids = [model.diffusion.mask_token_id if hidden else token for token, hidden in zip(tokens, masked, strict=True)]
     with torch.no_grad():
         hidden_states = model(torch.tensor([ids]), torch.arange(len(ids))[None], None)
-        logits = model.network.get_output_embeddings()(hidden_states)[0, :, : VOCABULARY]
+        logits = model.network.get_output_embeddings()(hidden_states)[0, :, :VOCABULARY]
     return (-logits.log_softmax(-1)[range(len(tokens)), tokens]).tolist()
 
 
@@ -53,9 +53,7 @@ def exact_expectation(model: Backbone, tokens: list[int], losses: object = None)
     """The estimator's expectation: counts uniform on 1..n, places uniform given their count."""
     length = len(tokens)
     patterns = [one for one in itertools.product([False, True], repeat=length) if any(one)]
-    return math.fsum(
-        estimator(model, tokens, one, losses) / length / math.comb(length, sum(one)) for one in patterns
-    )
+    return math.fsum(estimator(model, tokens, one, losses) / length / math.comb(length, sum(one)) for one in patterns)
 
 
 def test_the_bound_of_an_enumerable_model_equals_its_exact_value() -> None:

@@ -123,9 +123,7 @@ def test_a_diffusion_objective_without_a_mask_token_is_refused() -> None:
 
 def test_ratio_is_the_realised_share_of_masked_tokens() -> None:
     batch = Batch.of_rows([[1] * 10] * 6)
-    made: Example = masked_diffusion.example(
-        batch, ObjectiveSettings(), mask_token_id=MASK, logit_shift=False, seed=1
-    )
+    made: Example = masked_diffusion.example(batch, ObjectiveSettings(), mask_token_id=MASK, logit_shift=False, seed=1)
     for group in range(6):
         rows = made.group_R == group
         assert made.ratio_R[rows].tolist() == pytest.approx([int(rows.sum()) / 10] * int(rows.sum()))

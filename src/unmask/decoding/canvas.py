@@ -95,7 +95,7 @@ class CanvasRun:
     def _candidates(self, logits_RV: Tensor, row_R: Tensor, place_R: Tensor) -> Candidates:
         if self.params.temperature == 0:
             return most_likely(logits_RV)
-        keys = Keys(self._seed_B[row_R], self._sample_B[row_R], self._index_BN[row_R, place_R], self.forwards)
+        keys = Keys(self._seed_B[row_R], self._sample_B[row_R], self._index_BN[row_R, place_R], self.forwards - 1)
         return gumbel(logits_RV, temperature=self.params.temperature, keys=keys)
 
     def _chosen(self, confidence_BN: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class CanvasRun:
         if self.params.unmasking == "threshold":
             return above_threshold(confidence_BN, self._masked_BN, self.params.confidence_threshold or 0.0)
         if self.params.unmasking == "random":
-            keys = (self._seed_B[:, None], self._sample_B[:, None], self._index_BN, self.forwards)
+            keys = (self._seed_B[:, None], self._sample_B[:, None], self._index_BN, self.forwards - 1)
             confidence_BN = noise.uniform(Purpose.REVEAL, *keys)
         return most_confident(confidence_BN, self._masked_BN, self._quota[self.forwards - 1])
 

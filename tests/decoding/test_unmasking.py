@@ -1,0 +1,65 @@
+"""Policies: quotas are met, never exceeded, and only masked places are revealed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.references import llada
+from unmask.decoding.unmasking import above_threshold, most_confident, reveal_counts
+from unmask.settings.decoding import RevealSchedule
+
+confidences = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(confidences, st.integers(1, 15), st.data())
+def test_the_most_confident_masked_places_are_revealed(values: list[float], quota: int, data: st.DataObject) -> None:
+    masked = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    found = most_confident(torch.tensor([values]).double(), torch.tensor([masked]), quota)[0].tolist()
+    order = sorted((place for place, flag in enumerate(masked) if flag), key=lambda place: (-values[place], place))
+    exact = torch.tensor(values).double().tolist()
+    order = sorted((place for place, flag in enumerate(masked) if flag), key=lambda place: (-exact[place], place))
+    assert [place for place, flag in enumerate(found) if flag] == sorted(order[:quota])
+
+
+@settings(max_examples=100, deadline=None)
+@given(confidences, st.floats(0, 1), st.data())
+def test_a_threshold_reveals_what_reaches_it_and_at_least_one(
+    values: list[float], threshold: float, data: st.DataObject
+) -> None:
+    masked = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    exact = torch.tensor(values).double()
+    found = above_threshold(exact[None], torch.tensor([masked]), threshold)[0]
+    expected = torch.tensor(masked) & (exact >= threshold)
+    if any(masked) and not bool(expected.any()):
+        assert int(found.sum()) == 1
+        assert float(exact[found]) == float(exact[torch.tensor(masked)].max())
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_quotas_may_differ_by_row() -> None:
+    confidence = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])
+    found = most_confident(confidence, torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, 2]))
+    assert found.tolist() == [[False, True, False], [False, True, True]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["linear", "cosine", "cosine_squared"]), st.integers(1, 80), st.integers(1, 90))
+def test_every_step_reveals_and_all_places_are_revealed(schedule: RevealSchedule, places: int, steps: int) -> None:
+    found = reveal_counts(schedule, places, steps)
+    assert sum(found) == places
+    assert min(found) >= 1
+    assert len(found) == min(places, steps)
+
+
+@pytest.mark.parametrize(("places", "steps"), [(8, 5), (128, 128), (20, 3), (7, 7)])
+def test_linear_counts_are_the_quotas_of_the_published_sampler(places: int, steps: int) -> None:
+    assert reveal_counts("linear", places, steps) == llada.quotas(places, steps)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["cosine", "cosine_squared"]), st.integers(1, 60), st.integers(1, 60))
+def test_cosine_counts_equal_the_reference(schedule: RevealSchedule, places: int, steps: int) -> None:
+    assert reveal_counts(schedule, places, steps) == llada.reveal_counts(schedule, places, steps)
