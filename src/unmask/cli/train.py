@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> int:
             print(f"# {line}")
         return 0
     outcome = train(recipe, resume=parsed.resume)
-    if outcome.signal is not None:
+    if outcome.signal is not None and outcome.is_main:
         print(f"Stopped and saved. Go on with: unmask train {file or ''} ... --resume auto", file=sys.stderr)
-        return 128 + outcome.signal
-    print(outcome.run.root)
-    return 0
+    elif outcome.is_main:
+        print(outcome.run.root)
+    return 0 if outcome.signal is None else 128 + outcome.signal

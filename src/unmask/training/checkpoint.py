@@ -11,23 +11,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import CheckpointError
 from unmask.runs import RunFolder
 
 STATE = "training"
-_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -52,24 +47,55 @@ class Progress:
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name, gathered; collective under data parallelism."""
-    gathered = get_optimizer_state_dict(module, optimizer, options=_OPTIONS)
-    state = cast("dict[str, dict[str, Any]]", gathered["state"])
+    """The optimiser's state as `parameter name:key`, whole even where it is sharded (then every process must call)."""
     return {
-        f"{name}:{key}": torch.as_tensor(value).contiguous()
-        for name, entries in state.items()
-        for key, value in entries.items()
+        f"{name}:{key}": _whole(value)
+        for name, parameter in _parameters(module).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved state back; parameters are matched by name."""
-    state: dict[str, Any] = {}
+    """Put saved state back; parameters are matched by name.
+
+    Raises:
+        CheckpointError: the state does not belong to these parameters.
+    """
+    parameters = _parameters(module)
+    saved: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         name, _, key = full.rpartition(":")
-        state.setdefault(name, {})[key] = tensor
-    groups = get_optimizer_state_dict(module, optimizer, options=_OPTIONS)["param_groups"]
-    set_optimizer_state_dict(module, optimizer, {"state": state, "param_groups": groups}, options=_OPTIONS)
+        saved.setdefault(name, {})[key] = tensor
+    if saved.keys() != parameters.keys():
+        strange = sorted(saved.keys() ^ parameters.keys())[:4]
+        raise CheckpointError(
+            f"The optimiser state of the checkpoint is of another model; it differs in {', '.join(strange)}. Resume "
+            "with the recipe of the run, or start from the weights alone with model.from_pretrained."
+        )
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    entry = optimizer.state_dict()
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entry["state"] = {
+        number: {key: _sharded(value, parameter) for key, value in saved[name_of[id(parameter)]].items()}
+        for number, parameter in enumerate(order)
+    }
+    optimizer.load_state_dict(entry)
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Trained parameters by the name that they have without a data-parallel wrapper."""
+    named = module.named_parameters()
+    return {name.removeprefix("module."): one for name, one in named if one.requires_grad}
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _sharded(value: Tensor, parameter: Tensor) -> Tensor:
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
 
 
 def write_state(folder: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -14,14 +14,6 @@ from unmask.settings.training import TrainingSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_PACKAGES = {
-    "wandb": "wandb",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "swanlab": "swanlab",
-    "mlflow": "mlflow",
-}
-
 
 def start(settings: TrainingSettings, folder: Path) -> Accelerator:
     """The processes of this run, as `accelerate launch` or `torchrun` started them (or just this one).
@@ -31,16 +23,26 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
         SettingsError: the batch cannot be split, or the precision is not available here.
     """
     from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
 
     for tracker in settings.report_to:
-        require(_PACKAGES[tracker], extra="track", purpose=f"training.report_to={tracker}")
+        require(tracker, extra="track", purpose=f"training.report_to={tracker}")
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None and settings.precision == "fp16":
+        raise SettingsError("training.precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
+    if device is None and settings.attention_backend == "flex":
+        raise SettingsError(
+            "training.attention_backend `flex` needs a GPU: FlexAttention has no backward pass on the CPU. Use `dense`."
+        )
     plugin = None
     if settings.deepspeed_config is not None:
         require("deepspeed", extra="gpu", purpose="training.deepspeed_config")
         plugin = DeepSpeedPlugin(hf_ds_config=settings.deepspeed_config)
+    # The library keeps the first run's precision for the whole process; a second run may want another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-        cpu=torch.accelerator.current_accelerator(check_available=True) is None,
+        mixed_precision="no" if settings.precision == "fp32" else settings.precision,
+        cpu=device is None,
         log_with=list(settings.report_to) or None,
         project_dir=str(folder),
         deepspeed_plugin=plugin,
@@ -49,12 +51,6 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
         raise SettingsError(
             f"training.batch_size must be a multiple of the number of processes ({accelerator.num_processes}), got "
             f"{settings.batch_size}."
-        )
-    if settings.precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingsError("training.precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
-    if settings.attention_backend == "flex" and accelerator.device.type == "cpu":
-        raise SettingsError(
-            "training.attention_backend `flex` needs a GPU: FlexAttention has no backward pass on the CPU. Use `dense`."
         )
     return accelerator
 

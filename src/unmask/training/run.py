@@ -34,10 +34,12 @@ class Outcome:
     Attributes:
         run: its folder.
         signal: the signal that ended it early, after saving; None when it is finished.
+        is_main: whether this process speaks for all of them.
     """
 
     run: RunFolder
     signal: int | None
+    is_main: bool
 
 
 def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
@@ -51,16 +53,11 @@ def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
         CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
-    if resume is None and run.exists():
-        raise CheckpointError(
-            f"The run folder {run.root} exists already. Go on with it: --resume auto. Start another one: "
-            f"name=NEW_NAME. Or remove it: rm -r {run.root}"
-        )
-    run.root.mkdir(parents=True, exist_ok=True)
     accelerator = start(recipe.training, run.root)
-    source = None if resume is None else checkpoints.resumable(run, resume)
     if accelerator.is_main_process:
-        _open_run(recipe, run, source)
+        _open_run(recipe, run, resume)
+    accelerator.wait_for_everyone()
+    source = None if resume is None else checkpoints.resumable(run, resume)
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
     trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
@@ -73,13 +70,12 @@ def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
         accelerator.init_trackers(recipe.training.project, config=_flat(dataclasses.asdict(recipe)))
     try:
         ended_by = trainer.fit()
+        if ended_by is None and accelerator.is_main_process:
+            _finish(recipe, run)
     finally:
         trainer.console.close()
         accelerator.end_training()
-    if ended_by is None and accelerator.is_main_process:
-        _finish(recipe, run)
-    accelerator.wait_for_everyone()
-    return Outcome(run, ended_by)
+    return Outcome(run, ended_by, accelerator.is_main_process)
 
 
 def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:
@@ -151,8 +147,15 @@ def _first_rows(recipe: Recipe, text: TrainingText) -> Any:
     return rows[:1]
 
 
-def _open_run(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
-    run.checkpoints.mkdir(exist_ok=True)
+def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:
+    """Make the run folder, or make it ready to go on."""
+    if resume is None and run.exists():
+        raise CheckpointError(
+            f"The run folder {run.root} exists already. Go on with it: --resume auto. Start another one: "
+            f"name=NEW_NAME. Or remove it: rm -r {run.root}"
+        )
+    source = None if resume is None else checkpoints.resumable(run, resume)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
     run.clean()
     write_text(run.config, config.to_yaml(recipe))
     write_text(run.root / "environment.json", json.dumps(environment(), indent=2))
