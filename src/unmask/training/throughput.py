@@ -24,11 +24,11 @@ def flops_per_token(backbone: Backbone, context_length: int, *, head_share: floa
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of large matrix products on this device, the best of a few runs."""
+    """Floating-point operations per second of large matrix products on this device, the best of 25 runs, as other work on it may disturb some."""
     size = 1024 if device.type == "cpu" else 8192
     left = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(25):
         _wait(device)
         start = time.perf_counter()
         torch.mm(left, left)
