@@ -80,6 +80,7 @@ def load(
             device_map=device_map,
             attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported; `_check_report` refuses them
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
