@@ -21,7 +21,7 @@ from unmask.settings.data import DataSettings
 
 PYTHON_DOCS = "python-docs"
 _HUB = "hf:"
-_SUFFIXES = (".txt", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz")
+_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz")
 
 
 class Corpus:

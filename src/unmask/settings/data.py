@@ -12,7 +12,7 @@ from unmask.settings.checks import at_least, in_range, is_true
 class DataSettings:
     """Text, tokenizer and packing.
 
-    A source is a path or glob of `.txt`, `.jsonl`, `.json` files (also `.gz`), a folder of them, `hf:NAME` or
+    A source is a path or glob of `.txt`, `.md`, `.jsonl`, `.json` files (also `.gz`), a folder of them, `hf:NAME` or
     `hf:NAME:CONFIG` for a dataset of the Hugging Face hub or a local dataset folder, or `python-docs` for the
     documentation that comes with Python.
     """
