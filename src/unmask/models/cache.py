@@ -75,9 +75,9 @@ class KVCache(Cache):
         block.scatter_(1, self.write_BQ, block.gather(1, self.write_BQ).masked_fill(given_up, -1))
 
     def select(self, index_B: Tensor) -> None:
-        """Keep only the chosen rows."""
+        """Keep only the chosen rows, in the order of the index (int64), which may repeat them."""
         self.length_B = self.length_B[index_B]
-        self._stored = self._stored.rows(index_B)
+        self._stored = Layout(*(field[index_B] for field in self._stored.fields))
         for layer in self.layers:
             layer.select(index_B)  # type: ignore[union-attr]
 
