@@ -297,7 +297,9 @@ class Trainer:
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
         if settings.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers renamed it; the old name warns on new versions, the new one is absent from old versions.
+            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.dropout = None
         if settings.dropout > 0:
             self.dropout = ResidualDropout(self.backbone.decoder, settings.dropout, seed=self.recipe.seed)
