@@ -79,6 +79,7 @@ def load(
             dtype=dtype,
             device_map=device_map,
             attn_implementation=ATTENTION_NAME,
+            ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -175,7 +176,7 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
 
 def _check_report(report: Any, name: str) -> None:
     problems = [
-        f"{label}: {', '.join(str(key) for key in sorted(keys, key=str)[:8])}"
+        f"{label}: {', '.join(_named(key) for key in sorted(keys, key=str)[:8])}"
         for label in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if (keys := list(report[label] if isinstance(report, dict) else getattr(report, label)))
     ]
@@ -184,6 +185,11 @@ def _check_report(report: Any, name: str) -> None:
             f"The tensors in {name} do not fit its configuration. {'; '.join(problems)}. "
             "The checkpoint is of another shape, or incomplete; copy or convert it again."
         )
+
+
+def _named(key: object) -> str:
+    """A tensor's name, and its two shapes where they differ."""
+    return f"{key[0]} (file {tuple(key[1])}, model {tuple(key[2])})" if isinstance(key, tuple) else str(key)
 
 
 def _has_tokenizer(name: str | Path) -> bool:
