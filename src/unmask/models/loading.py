@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -167,6 +168,9 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(str(name))
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"There is no model configuration at {name}: {str(error).splitlines()[0]} "
