@@ -211,7 +211,7 @@ def _diffusion_entry(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     else:
         diffusion = DiffusionConfig.from_dict(entry, source=name)
     mask = diffusion.mask_token_id
-    if diffusion.vocabulary_size > rows or (mask is not None and mask >= rows):
+    if diffusion.vocabulary_size > rows or (mask is not None and not 0 <= mask < rows):
         raise CheckpointError(
             f"The `diffusion` entry of {name} names ids beyond its {rows} embedding rows "
             f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
@@ -224,9 +224,16 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if tokenizer is None:
         mask = used
     else:
-        if tokenizer.mask_token_id is None:
+        owners = {number: token for token, number in tokenizer.get_vocab().items()}
+        is_new = tokenizer.mask_token_id is None
+        if is_new:
             tokenizer.add_special_tokens({"mask_token": MASK})
         mask = cast(int, tokenizer.mask_token_id)
+        if is_new and mask in owners:
+            raise CheckpointError(
+                f"The tokenizer's ids have gaps: its next id, {mask}, belongs to the token {owners[mask]!r} already. "
+                "Give it a mask token of its own."
+            )
         if mask in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id):
             raise CheckpointError(
                 f"The tokenizer's mask token {tokenizer.mask_token!r} (id {mask}) is also its pad, bos or eos token. "
