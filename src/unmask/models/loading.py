@@ -171,7 +171,7 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"There is no model configuration at {name}: {str(error).splitlines()[0]} "
             "Give a folder with config.json, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
