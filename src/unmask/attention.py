@@ -257,6 +257,7 @@ def block_mask(query: Layout, key: Layout) -> BlockMask:
     _, position, _, key_block, key_document = wide_key
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        b = b if batch > 1 else torch.zeros_like(b)  # FlexAttention asks with the row of the ids, which may be many
         same_block = (query_block[b, q] == key_block[b, k]) & (key_block[b, k] >= 0)
         return (query_document[b, q] == key_document[b, k]) & ((position[b, k] <= limit[b, q]) | same_block)
 

@@ -49,6 +49,7 @@ class KVCache(Cache):
 
     def begin(self, new: Layout) -> Layout:
         """Make room for the new tokens and return the layout of every key that they may see, themselves included."""
+        self._forget_unfinished()
         batch, self._new = self.length_B.shape[0], len(new)
         needed = self._longest + self._new
         if needed > self.capacity:
@@ -73,11 +74,13 @@ class KVCache(Cache):
         position, block = self._stored.position, self._stored.block
         position.scatter_(1, self.write_BQ, position.gather(1, self.write_BQ).masked_fill(given_up, HIDDEN))
         block.scatter_(1, self.write_BQ, block.gather(1, self.write_BQ).masked_fill(given_up, -1))
+        self._new = 0
 
     def select(self, index_B: Tensor) -> None:
-        """Keep only the chosen rows."""
+        """Keep only the chosen rows, in the order of the index (int64), which may repeat them."""
+        self._forget_unfinished()
         self.length_B = self.length_B[index_B]
-        self._stored = self._stored.rows(index_B)
+        self._stored = Layout(*(field[index_B] for field in self._stored.fields))
         for layer in self.layers:
             layer.select(index_B)  # type: ignore[union-attr]
 
@@ -90,6 +93,11 @@ class KVCache(Cache):
     def visible(self) -> int:
         """How many slots the running forward sees."""
         return self.capacity if self.static else self._longest + self._new
+
+    def _forget_unfinished(self) -> None:
+        """Hide what a forward that failed before its `keep` has announced."""
+        if self._new:
+            self.keep(0)
 
     def _grow(self, needed: int) -> None:
         if self.static:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -79,8 +80,8 @@ def load(
             dtype=dtype,
             device_map=device_map,
             attn_implementation=ATTENTION_NAME,
+            ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are reported; `_check_report` refuses them
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
@@ -167,7 +168,10 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"There is no model configuration at {name}: {str(error).splitlines()[0]} "
             "Give a folder with config.json, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
@@ -176,7 +180,7 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
 
 def _check_report(report: Any, name: str) -> None:
     problems = [
-        f"{label}: {', '.join(str(key) for key in sorted(keys, key=str)[:8])}"
+        f"{label}: {', '.join(_named(key) for key in sorted(keys, key=str)[:8])}"
         for label in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if (keys := list(report[label] if isinstance(report, dict) else getattr(report, label)))
     ]
@@ -185,6 +189,11 @@ def _check_report(report: Any, name: str) -> None:
             f"The tensors in {name} do not fit its configuration. {'; '.join(problems)}. "
             "The checkpoint is of another shape, or incomplete; copy or convert it again."
         )
+
+
+def _named(key: object) -> str:
+    """A tensor's name, and its two shapes where they differ."""
+    return f"{key[0]} (file {tuple(key[1])}, model {tuple(key[2])})" if isinstance(key, tuple) else str(key)
 
 
 def _has_tokenizer(name: str | Path) -> bool:
@@ -202,7 +211,7 @@ def _diffusion_entry(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     else:
         diffusion = DiffusionConfig.from_dict(entry, source=name)
     mask = diffusion.mask_token_id
-    if diffusion.vocabulary_size > rows or (mask is not None and mask >= rows):
+    if diffusion.vocabulary_size > rows or (mask is not None and not 0 <= mask < rows):
         raise CheckpointError(
             f"The `diffusion` entry of {name} names ids beyond its {rows} embedding rows "
             f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
@@ -215,9 +224,16 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if tokenizer is None:
         mask = used
     else:
-        if tokenizer.mask_token_id is None:
+        owners = {number: token for token, number in tokenizer.get_vocab().items()}
+        is_new = tokenizer.mask_token_id is None
+        if is_new:
             tokenizer.add_special_tokens({"mask_token": MASK})
         mask = cast(int, tokenizer.mask_token_id)
+        if is_new and mask in owners:
+            raise CheckpointError(
+                f"The tokenizer's ids have gaps: its next id, {mask}, belongs to the token {owners[mask]!r} already. "
+                "Give it a mask token of its own."
+            )
         if mask in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id):
             raise CheckpointError(
                 f"The tokenizer's mask token {tokenizer.mask_token!r} (id {mask}) is also its pad, bos or eos token. "

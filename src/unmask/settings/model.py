@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from unmask.errors import CheckpointError, nearest
 from unmask.settings.checks import at_least, in_range, is_true
@@ -106,4 +106,9 @@ class DiffusionConfig:
         missing = [name for name in ("method", "vocabulary_size") if name not in entry]
         if missing:
             raise CheckpointError(f"The `diffusion` entry of {source} lacks {', '.join(missing)}. Convert it again.")
+        if entry["method"] not in get_args(Method):
+            raise CheckpointError(
+                f"The `diffusion` entry of {source} has the unknown method `{entry['method']}`. "
+                f"{nearest(str(entry['method']), get_args(Method))}"
+            )
         return DiffusionConfig(**entry)

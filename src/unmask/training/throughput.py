@@ -24,7 +24,7 @@ def flops_per_token(backbone: Backbone, context_length: int, *, head_share: floa
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of large matrix products on this device, the best of 25 runs, as other work on it may disturb some."""
+    """Floating-point operations per second of large matrix products here, the best of 25: other work disturbs some."""
     size = 1024 if device.type == "cpu" else 8192
     left = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -44,7 +44,6 @@ from unmask.training.throughput import flops_per_token, measured_peak, memory_by
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -298,7 +297,9 @@ class Trainer:
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
         if settings.gradient_checkpointing:
-            _recompute_activations(network)
+            # transformers renamed it; the old name warns on new versions, the new one is absent from old versions.
+            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.dropout = None
         if settings.dropout > 0:
             self.dropout = ResidualDropout(self.backbone.decoder, settings.dropout, seed=self.recipe.seed)
@@ -340,14 +341,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _recompute_activations(network: PreTrainedModel) -> None:
-    """Gradient checkpointing, under the name that the installed `transformers` has for it."""
-    if hasattr(network, "activation_checkpointing_enable"):
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def total_steps(recipe: Recipe, text: PackedText) -> int:
