@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,9 @@ def main() -> None:
     recipes = {name: _recipe(name, arguments.scale, arguments.output_dir) for name in METHODS}
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
         console.rule(f"{number}. Train {METHODS[name]}")
-        train(recipe, resume="auto")
+        ended_by = train(recipe, resume="auto").signal
+        if ended_by is not None:
+            sys.exit(128 + ended_by)
     runs = {name: RunFolder(Path(arguments.output_dir) / name) for name in METHODS}
     models = {name: DiffusionLM.from_pretrained(run.root, device="cpu") for name, run in runs.items()}
     console.rule("3. Score both on held-out text")
