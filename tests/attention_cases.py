@@ -20,8 +20,8 @@ def packed_rows(draw: st.DrawFn, *, left: bool = False, max_width: int = 9) -> R
     rows: Rows = []
     for _ in range(draw(st.integers(1, 3))):
         padding = draw(st.one_of(st.just(0), st.integers(0, width)))
-        cuts = draw(st.lists(st.booleans(), min_size=width - padding, max_size=width - padding))
-        documents = [sum(cuts[: index + 1]) for index in range(width - padding)]
+        cuts = draw(st.lists(st.integers(0, 5), min_size=width - padding, max_size=width - padding))
+        documents = [sum(cut == 5 for cut in cuts[: index + 1]) for index in range(width - padding)]
         filler = [PADDING] * padding
         rows.append(filler + documents if left else documents + filler)
     return rows

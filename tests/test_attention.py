@@ -72,6 +72,14 @@ def test_tidar_split_draws_the_reference_in_every_document(rows: Rows, clean_len
 
 
 @few
+@given(length=st.integers(1, 10), clean_length=st.integers(0, 10), block_length=BLOCK_LENGTHS)
+def test_tidar_split_draws_the_reference_of_one_document(length: int, clean_length: int, block_length: int) -> None:
+    layout = attention.tidar_split(torch.zeros(2, length, dtype=torch.int64), clean_length, block_length)
+    expected = [masks.tidar_split(length, clean_length, block_length)] * 2
+    assert_draws(layout, layout, expected, plain(2, length), plain(2, length))
+
+
+@few
 @given(rows=either_side, block_length=BLOCK_LENGTHS, data=st.data())
 def test_tidar_split_takes_a_head_length_for_each_document(rows: Rows, block_length: int, data: st.DataObject) -> None:
     heads = [{name: data.draw(st.integers(0, 6)) for name in sorted(set(row))} for row in rows]

@@ -185,6 +185,25 @@ def test_draft_masks_that_were_given_up_are_out_of_sight_of_the_next_draft_masks
     assert difference(*hidden) < SAME
 
 
+@either_cache
+@pytest.mark.parametrize("selects", [False, True])
+def test_a_forward_that_fails_leaves_no_trace(static: bool, selects: bool) -> None:
+    ids_BL, lengths_B = random_ids(2, 5), torch.tensor([4, 2])
+    hidden = []
+    for fails in (False, True):
+        cache = new_cache(MODEL, 2, static=static)
+        extend(MODEL, ids_BL[:, :4], attention.causal_step(cache.length_B, 4), cache, keep=lengths_B)
+        if fails:
+            with pytest.raises(IndexError):
+                extend(MODEL, torch.full((2, 6), 999), attention.causal_step(cache.length_B, 6), cache)
+        if selects:
+            cache.select(torch.tensor([1, 0, 1]))
+        new_BQ = ids_BL[:, 4:].repeat(2, 1)[: len(cache.length_B)]
+        # One block of eight sees as far ahead as anything that the failed forward announced.
+        hidden.append(extend(MODEL, new_BQ, attention.block_step(cache.length_B, 1, 8), cache))
+    assert difference(*hidden) < SAME
+
+
 def test_what_was_given_up_is_marked_hidden_in_every_slot() -> None:
     cache = new_cache(MODEL, 2, static=False)
     extend(MODEL, random_ids(2, 6), attention.tidar_step(cache.length_B, 2), cache, keep=torch.tensor([0, 2]))
