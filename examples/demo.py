@@ -36,11 +36,12 @@ from unmask.training.run import train
 RECIPE = Path(__file__).parents[1] / "recipes" / "python-docs.yaml"
 PROMPT = "Return True if the"
 SCALES = {
-    "full": ["evaluation.max_rows=128"],
+    "full": [],
     "tiny": [
         "training.steps=4",
         "training.batch_size=4",
         "training.eval_steps=4",
+        "training.warmup_steps=1",
         "model.hidden_size=32",
         "model.intermediate_size=64",
         "model.num_hidden_layers=1",
