@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import shlex
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +34,7 @@ from unmask.reports.replay import Frame, Replay, html_page, watch
 from unmask.reports.traces import frame
 from unmask.runs import RunFolder, write_text
 from unmask.settings.recipe import Recipe
-from unmask.training.preparation import prepare_text
-from unmask.training.run import train
+from unmask.training.preparation import TrainingText, prepare_text, prepare_tokenizer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "python-docs.yaml"
 PROMPT = "Return True if the"
@@ -70,12 +73,15 @@ def main() -> None:
     began = time.monotonic()
     quiet_libraries()
     console = Console()
-    recipes = {name: _recipe(name, arguments.scale, arguments.output_dir) for name in METHODS}
-    for number, (name, recipe) in enumerate(recipes.items(), start=1):
-        console.rule(f"{number}. Train {METHODS[name]}")
-        ended_by = train(recipe, resume="auto").signal
-        if ended_by is not None:
-            sys.exit(128 + ended_by)
+    recipes = {
+        name: config.load(Recipe, file=RECIPE, overrides=_overrides(name, arguments.scale, arguments.output_dir))
+        for name in METHODS
+    }
+    console.rule("1. Read Python's documentation")
+    text = _prepare(recipes["demo"])
+    console.print(f"{len(text.train):,} rows to train on, {len(text.held_out or ()):,} held out", highlight=False)
+    console.rule("2. Train both, side by side, one core each")
+    _train(arguments.scale, arguments.output_dir, console)
     runs = {name: RunFolder(Path(arguments.output_dir) / name) for name in METHODS}
     models = {name: DiffusionLM.from_pretrained(run.root, device="cpu") for name, run in runs.items()}
     console.rule("3. Score both on held-out text")
@@ -96,15 +102,51 @@ def main() -> None:
         console.print(f"{runs['demo'].root / path}  {what}", highlight=False, soft_wrap=True)
 
 
-def _recipe(name: str, scale: str, output_dir: str) -> Recipe:
-    overrides = [
+def _overrides(name: str, scale: str, output_dir: str) -> list[str]:
+    return [
         f"name={name}",
         f"output_dir={output_dir}",
         f"data.cache_dir={output_dir}/demo-text",
         f"objective.method={METHODS[name]}",
         *SCALES[scale],
     ]
-    return config.load(Recipe, file=RECIPE, overrides=overrides)
+
+
+def _prepare(recipe: Recipe) -> TrainingText:
+    """Tokenise the text once, for both runs."""
+    folder = Path(recipe.data.cache_dir or "")
+    return prepare_text(recipe, prepare_tokenizer(recipe, folder), folder)
+
+
+def _train(scale: str, output_dir: str, console: Console) -> None:
+    """Two `unmask train` processes, whose lines are shown as they come; tiny models gain nothing from more threads."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = {}
+    for name in METHODS:
+        command = ["unmask", "train", str(RECIPE), *_overrides(name, scale, output_dir), "--resume", "auto"]
+        console.print(shlex.join(command), style="dim", markup=False, highlight=False, soft_wrap=True)
+        processes[name] = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    watchers = [
+        threading.Thread(target=_show, args=(METHODS[name], process, console)) for name, process in processes.items()
+    ]
+    for watcher in watchers:
+        watcher.start()
+    for watcher in watchers:
+        watcher.join()
+    for process in processes.values():
+        if process.wait() != 0:
+            sys.exit(process.returncode)
+
+
+def _show(method: str, process: subprocess.Popen[str], console: Console) -> None:
+    for line in process.stderr or ():
+        console.print(f"{method:>16} | {line.rstrip()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _score(models: dict[str, DiffusionLM], recipes: dict[str, Recipe], run: RunFolder, console: Console) -> None:
