@@ -64,6 +64,7 @@ class KVCache(Cache):
         if count is None:
             count = self._new
         if isinstance(count, int):
+            assert 0 <= count <= self._new, f"{count} tokens to keep of {self._new} new ones"
             self.length_B = self.length_B + count
             self._longest += count
         else:

@@ -83,7 +83,7 @@ def load(
             ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
     network, report = cast("tuple[PreTrainedModel, Any]", loaded)
     _check_report(report, str(name))
@@ -172,9 +172,10 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        known = "is not supported" if (Path(name) / "config.json").is_file() else "was not found"
         raise CheckpointError(
-            f"There is no model configuration at {name}: {str(error).splitlines()[0]} "
-            "Give a folder with config.json, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
+            f"The model configuration of {name} {known}: {str(error).splitlines()[0]} Give a folder with the config.json"
+            f" of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
         ) from None
 
 
