@@ -174,8 +174,8 @@ def _read_config(name: str | Path) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         known = "is not supported" if (Path(name) / "config.json").is_file() else "was not found"
         raise CheckpointError(
-            f"The model configuration of {name} {known}: {str(error).splitlines()[0]} Give a folder with the config.json"
-            f" of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
+            f"The model configuration of {name} {known}: {str(error).splitlines()[0]} Give a folder with the "
+            f"config.json of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
         ) from None
 
 
