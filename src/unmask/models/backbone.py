@@ -3,7 +3,7 @@
 The network is a stock class driven with our masks through one registered attention function (`"unmask"`): no mask is
 full attention, a 4-D bool mask goes to SDPA, a `BlockMask` to FlexAttention, and everything else is refused, because
 the stock routes drop or misread it silently.
-Shapes: B batch, L length, R chosen rows, D width, V vocabulary, H heads, Q queries, K keys.
+Shapes: B batch, L length, R chosen rows, D width, V vocabulary, X excluded ids, H heads, Q queries, K keys.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         excluded = torch.arange(num_rows) >= diffusion.vocabulary_size
         if diffusion.mask_token_id is not None:
             excluded[diffusion.mask_token_id] = True
-        self.register_buffer("excluded_V", excluded.to(self.device), persistent=False)
+        self.register_buffer("excluded_X", excluded.nonzero()[:, 0].to(self.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V] of chosen hidden states; the mask token and unused ids are -inf."""
         logits_RV = self.network.get_output_embeddings()(hidden_RD)  # type: ignore[misc]
-        return logits_RV.masked_fill(self.excluded_V, float("-inf"))
+        return logits_RV.index_fill_(-1, self.excluded_X, float("-inf"))
 
     def new_cache(self, batch: int, **options: Any) -> KVCache:
         """An empty cache for `batch` rows; options as in `KVCache`."""
