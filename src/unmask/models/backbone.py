@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from unmask.attention import Layout, block_mask, dense_mask
 from unmask.models.cache import KVCache
+from unmask.models.reading import KEYWORD, hook_last_mlp
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         network.set_attn_implementation(ATTENTION_NAME)
         # A stock embedding never trains its padding row, which is often the end-of-text token as well.
         network.get_input_embeddings().padding_idx = None  # type: ignore[union-attr]
+        hook_last_mlp(self.decoder)
         self.configure(diffusion)
 
     def configure(self, diffusion: DiffusionConfig) -> None:
@@ -94,15 +96,29 @@ class Backbone(nn.Module):
             return block_mask(query, key)
         return dense_mask(query, key)
 
-    def forward(self, ids_BL: Tensor, position_ids_BL: Tensor, mask: Mask, *, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [B, L, D] after the final norm, under a rendered mask."""
+    def forward(
+        self,
+        ids_BL: Tensor,
+        position_ids_BL: Tensor,
+        mask: Mask,
+        *,
+        cache: KVCache | None = None,
+        read_R: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, L, D] after the final norm, under a rendered mask.
+
+        With `read_R`, distinct indices into the flattened [B * L], only these rows are right, and the last MLP skips
+        the others.
+        """
         _check_mask(mask)
+        reading = {} if read_R is None else {KEYWORD: read_R}
         output = self.decoder(
             input_ids=ids_BL,
             attention_mask=mask,
             position_ids=position_ids_BL,
             past_key_values=cache,
             use_cache=cache is not None,
+            **reading,
         )
         return output.last_hidden_state
 
