@@ -201,7 +201,7 @@ def test_a_backbone_knows_its_parts(family: str) -> None:
     model = backbone(family)
     assert model.head_weight is model.network.get_output_embeddings().weight
     assert model.context_length == 128 and model.device == torch.device("cpu")
-    assert "excluded_V" not in model.state_dict(), "a checkpoint holds the network's tensors and nothing else"
+    assert "excluded_X" not in model.state_dict(), "a checkpoint holds the network's tensors and nothing else"
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -64,11 +64,12 @@ class CanvasRun:
     @torch.inference_mode()
     def advance(self) -> None:
         """One forward: candidates for every masked place, of which the policy reveals some."""
-        hidden_BWD = self.backbone(self._canvas_BW, self._layout.position_ids, self._mask)
-        self.forwards += 1
         row_R, place_R = self._masked_BN.nonzero(as_tuple=True)
-        read_R = self._index_BN[row_R, place_R] - int(self.backbone.diffusion.logit_shift)
-        found = self._candidates(self.backbone.logits(hidden_BWD[row_R, read_R]), row_R, place_R)
+        column_R = self._index_BN[row_R, place_R] - int(self.backbone.diffusion.logit_shift)
+        read_R = row_R * self._canvas_BW.shape[1] + column_R
+        hidden_BWD = self.backbone(self._canvas_BW, self._layout.position_ids, self._mask, read_R=read_R)
+        self.forwards += 1
+        found = self._candidates(self.backbone.logits(hidden_BWD.flatten(0, 1)[read_R]), row_R, place_R)
         confidence_BN = torch.full_like(self._confidence_BN, -torch.inf)
         confidence_BN[row_R, place_R] = found.confidence_R.double()
         token_BN = torch.zeros_like(self._index_BN)

@@ -3,7 +3,7 @@
 The network is a stock class driven with our masks through one registered attention function (`"unmask"`): no mask is
 full attention, a 4-D bool mask goes to SDPA, a `BlockMask` to FlexAttention, and everything else is refused, because
 the stock routes drop or misread it silently.
-Shapes: B batch, L length, R chosen rows, D width, V vocabulary, H heads, Q queries, K keys.
+Shapes: B batch, L length, R chosen rows, D width, V vocabulary, X excluded ids, H heads, Q queries, K keys.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from unmask.attention import Layout, block_mask, dense_mask
 from unmask.models.cache import KVCache
+from unmask.models.reading import KEYWORD, hook_last_mlp
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         network.set_attn_implementation(ATTENTION_NAME)
         # A stock embedding never trains its padding row, which is often the end-of-text token as well.
         network.get_input_embeddings().padding_idx = None  # type: ignore[union-attr]
+        hook_last_mlp(self.decoder)
         self.configure(diffusion)
 
     def configure(self, diffusion: DiffusionConfig) -> None:
@@ -57,7 +59,7 @@ class Backbone(nn.Module):
         excluded = torch.arange(num_rows) >= diffusion.vocabulary_size
         if diffusion.mask_token_id is not None:
             excluded[diffusion.mask_token_id] = True
-        self.register_buffer("excluded_V", excluded.to(self.device), persistent=False)
+        self.register_buffer("excluded_X", excluded.nonzero()[:, 0].to(self.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -94,15 +96,29 @@ class Backbone(nn.Module):
             return block_mask(query, key)
         return dense_mask(query, key)
 
-    def forward(self, ids_BL: Tensor, position_ids_BL: Tensor, mask: Mask, *, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [B, L, D] after the final norm, under a rendered mask."""
+    def forward(
+        self,
+        ids_BL: Tensor,
+        position_ids_BL: Tensor,
+        mask: Mask,
+        *,
+        cache: KVCache | None = None,
+        read_R: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, L, D] after the final norm, under a rendered mask.
+
+        With `read_R`, distinct indices into the flattened [B * L], only these rows are right, and the last MLP skips
+        the others.
+        """
         _check_mask(mask)
+        reading = {} if read_R is None else {KEYWORD: read_R}
         output = self.decoder(
             input_ids=ids_BL,
             attention_mask=mask,
             position_ids=position_ids_BL,
             past_key_values=cache,
             use_cache=cache is not None,
+            **reading,
         )
         return output.last_hidden_state
 
@@ -116,7 +132,7 @@ class Backbone(nn.Module):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V] of chosen hidden states; the mask token and unused ids are -inf."""
         logits_RV = self.network.get_output_embeddings()(hidden_RD)  # type: ignore[misc]
-        return logits_RV.masked_fill(self.excluded_V, float("-inf"))
+        return logits_RV.index_fill_(-1, self.excluded_X, float("-inf"))
 
     def new_cache(self, batch: int, **options: Any) -> KVCache:
         """An empty cache for `batch` rows; options as in `KVCache`."""

@@ -47,7 +47,9 @@ class TrainingSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward and backward passes; the weights keep `model.dtype`."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Keep only the inputs of the layers for the backward pass and recompute the rest, to save memory."""
+    recompute_elementwise: bool | None = None
+    """Keep matrix products and attention, and recompute what is cheap; default: on the CPU, where it is no slower."""
     compile: bool = False
     """Compile the network with torch.compile."""
     attention_backend: Literal["dense", "flex"] = "dense"

@@ -34,7 +34,8 @@ class TrainingModule(nn.Module):
     def forward(self, example: Example, scale_T: Tensor | None = None) -> Loss | Tensor:
         """The loss of an example with each term's factor; without factors, each supervised row's cross-entropy."""
         mask = self.backbone.render(example.layout, example.layout)
-        hidden_BLD = self.backbone(example.ids_BL, example.layout.position_ids, mask)
+        read_R = example.row_R.unique() if len(example.row_R) else None
+        hidden_BLD = self.backbone(example.ids_BL, example.layout.position_ids, mask, read_R=read_R)
         if scale_T is None:
             return row_losses(hidden_BLD, example, self.backbone.logits, chunk_rows=self.chunk_rows)
         trained = tuple(one for one in self._head_parameters() if one.requires_grad)

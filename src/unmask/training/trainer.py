@@ -40,6 +40,7 @@ from unmask.training.dropout import ResidualDropout
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
 from unmask.training.preparation import TrainingText
+from unmask.training.recomputation import recompute
 from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
 
 if TYPE_CHECKING:
@@ -296,10 +297,11 @@ class Trainer:
         self.average = None
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
-        if settings.gradient_checkpointing:
-            # transformers renamed it; the old name warns on new versions, the new one is absent from old versions.
-            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        keep_products = settings.recompute_elementwise
+        if keep_products is None:
+            keep_products = self.accelerator.device.type == "cpu" and not settings.compile
+        if settings.gradient_checkpointing or keep_products:
+            recompute(network, keep_products=not settings.gradient_checkpointing)
         self.dropout = None
         if settings.dropout > 0:
             self.dropout = ResidualDropout(self.backbone.decoder, settings.dropout, seed=self.recipe.seed)
