@@ -1,6 +1,7 @@
 """The last MLP on the read rows only: the same hidden states and gradients there, and nothing left behind."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -79,3 +80,22 @@ def test_a_recomputation_finds_the_rows_of_its_own_pass(keep_products: bool) -> 
     rows(model, None)
     found = torch.autograd.grad(read.square().sum(), list(model.decoder.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_threads_that_share_a_model_read_their_own_rows() -> None:
+    model = backbone("qwen3").eval()
+    other = torch.tensor([0, 3, 5, 15])
+    with torch.no_grad():
+        whole = rows(model, None)
+
+    def work(index: int) -> float:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            if index % 2:
+                layout = attention.bidirectional(torch.zeros(2, 8, dtype=torch.int64))
+                model(tiny.random_ids(2, 8), layout.position_ids, None, read_R=other)
+                return 0.0
+            return float((rows(model, READ) - whole).abs().max())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(200))) < 1e-10

@@ -7,6 +7,7 @@ Shapes: B batch, L length, D width, R read rows.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -30,23 +31,23 @@ class _LastMLP:
     """
 
     def __init__(self, last: Any) -> None:
-        self._read_R: Tensor | None = None
-        self._shape = torch.Size()
+        self._here = threading.local()  # several threads may share a model
         last.self_attn.register_forward_pre_hook(self._begin, with_kwargs=True)
         last.mlp.register_forward_pre_hook(self._gather)
         last.mlp.register_forward_hook(self._scatter)
 
     def _begin(self, module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
-        self._read_R = keywords.get(KEYWORD)
+        self._here.read_R = keywords.get(KEYWORD)
 
     def _gather(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        if self._read_R is None:
+        if self._here.read_R is None:
             return None
-        self._shape = args[0].shape
-        return (args[0].flatten(0, 1).index_select(0, self._read_R)[None],)
+        self._here.shape = args[0].shape
+        return (args[0].flatten(0, 1).index_select(0, self._here.read_R)[None],)
 
     def _scatter(self, module: nn.Module, args: Any, output_1RD: Tensor) -> Tensor | None:
-        if self._read_R is None:
+        if self._here.read_R is None:
             return None
-        nothing_BLD = output_1RD.new_zeros(self._shape)
-        return nothing_BLD.flatten(0, 1).index_copy(0, self._read_R, output_1RD[0]).view(self._shape)
+        nothing_BLD = output_1RD.new_zeros(self._here.shape)
+        filled_ND = nothing_BLD.flatten(0, 1).index_copy(0, self._here.read_R, output_1RD[0])
+        return filled_ND.view(self._here.shape)
