@@ -90,7 +90,8 @@ def written_folder(path: Path) -> Iterator[Path]:
     A reader sees the old folder, the new one or none, never a part. On an error nothing takes the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_PARTIAL}{path.name}"
+    # Named after the process: two that make the same folder at once must not write into one another's.
+    temporary = path.parent / f"{_PARTIAL}{path.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -101,7 +102,7 @@ def written_folder(path: Path) -> Iterator[Path]:
     for file in [*temporary.rglob("*"), temporary]:
         _flush(file)
     if path.exists():
-        replaced = path.parent / f"{_PARTIAL}replaced-{path.name}"
+        replaced = path.parent / f"{_PARTIAL}replaced-{path.name}-{os.getpid()}"
         os.replace(path, replaced)
         os.replace(temporary, path)
         shutil.rmtree(replaced)
