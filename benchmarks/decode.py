@@ -1,0 +1,148 @@
+"""Canvas decoding: Unmask against LLaDA's published sampler on the stock class, and the bare products.
+
+    python benchmarks/decode.py [--rounds N] [--json FILE] [--quick]
+
+Greedy, one place per forward. Both decode the same prompts with the same weights; the number of forwards must be the
+same, and in float64 the tokens. Last line: one record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import baseline
+import measure
+import torch
+from floor import Floor
+from shape import QUICK, REFERENCE, Shape
+
+from unmask.lm import DiffusionLM
+from unmask.models.backbone import Backbone
+from unmask.models.loading import Checkpoint
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.model import DiffusionConfig
+
+BOUNDS = {"speed": 1.2}
+# Weights of this spread make a random network confident enough that rounding seldom decides between two places.
+SPREAD = 0.1
+IDENTITY_TOKENS = 32
+
+Tokens = list[tuple[int, ...]]
+
+
+class Ours:
+    """Unmask's `generate`."""
+
+    def __init__(self, shape: Shape, batch: int, dtype: torch.dtype = torch.float32) -> None:
+        entry = DiffusionConfig(
+            method="masked_diffusion", vocabulary_size=shape.vocabulary, mask_token_id=shape.mask_token_id
+        )
+        network = shape.network(spread=SPREAD).to(dtype)
+        self.lm = DiffusionLM(Checkpoint(Backbone(network, entry), tokenizer=None))
+        self.prompts = shape.prompts(batch).tolist()
+        self.params = SamplingParams(max_new_tokens=shape.new_tokens, denoising_steps=shape.new_tokens, ignore_eos=True)
+
+    def decode(self) -> tuple[Tokens, int]:
+        """New tokens of each row, and the forwards that they took together."""
+        outputs = self.lm.generate(self.prompts, self.params)
+        return [output.token_ids for output in outputs], max(output.forwards for output in outputs)
+
+
+class Baseline:
+    """LLaDA's sampler."""
+
+    def __init__(self, shape: Shape, batch: int, dtype: torch.dtype = torch.float32) -> None:
+        self.network = shape.network(spread=SPREAD).to(dtype).eval()
+        self.shape = shape
+        self.prompt_BP = shape.prompts(batch)
+
+    def decode(self) -> tuple[Tokens, int]:
+        """New tokens of each row, and the forwards that they took together."""
+        shape = self.shape
+        decoded = baseline.decode(
+            self.network, self.prompt_BP, new_tokens=shape.new_tokens, mask_token_id=shape.mask_token_id
+        )
+        return [tuple(row) for row in decoded.tokens_BN.tolist()], decoded.forwards
+
+
+CONTENDERS: dict[str, Any] = {"unmask": Ours, "baseline": Baseline}
+
+
+def checked_identity(shape: Shape, batch: int) -> dict[str, float]:
+    """Share of equal tokens: all of them in float64, on a shorter canvas, and as it comes in float32."""
+    short = dataclasses.replace(shape, new_tokens=min(IDENTITY_TOKENS, shape.new_tokens))
+    equal = {}
+    for label, size, dtype in (("float64", short, torch.float64), ("float32", shape, torch.float32)):
+        (our, our_forwards), (their, their_forwards) = (
+            make(size, batch, dtype).decode() for make in CONTENDERS.values()
+        )
+        assert our_forwards == their_forwards == size.new_tokens, f"{our_forwards} forwards against {their_forwards}"
+        pairs = [pair for rows in zip(our, their, strict=True) for pair in zip(*rows, strict=True)]
+        equal[label] = sum(one == other for one, other in pairs) / len(pairs)
+    assert equal["float64"] == 1, f"only {equal['float64']:.1%} of the tokens are the baseline's, in float64"
+    return equal
+
+
+def timed(shape: Shape, batch: int, rounds: int) -> dict[str, measure.Times]:
+    """Interleaved times of whole generations and of the floor."""
+    floor = Floor(shape, batch, shape.prompt + shape.new_tokens)
+    jobs: dict[str, Callable[[int], object]] = {name: _job(make(shape, batch)) for name, make in CONTENDERS.items()}
+    jobs["floor: linear layers"] = lambda number: [
+        floor.linears(batch * masked, backward=False) for masked in range(shape.new_tokens, 0, -1)
+    ]
+    jobs["floor: with attention"] = lambda number: [
+        floor.everything(batch * masked, backward=False) for masked in range(shape.new_tokens, 0, -1)
+    ]
+    return measure.interleaved(jobs, rounds=rounds)
+
+
+def _job(contender: Ours | Baseline) -> Callable[[int], object]:
+    return lambda number: contender.decode()
+
+
+def memory(shape: Shape, name: str) -> float:
+    """Peak memory of one generation, from before the weights exist, MiB; `name` ends with the batch."""
+    contender, batch = name.split(" x ")
+    return measure.peak_memory(lambda: CONTENDERS[contender](shape, int(batch)).decode())
+
+
+def measured(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
+    """Everything about one batch, printed on the way."""
+    equal = checked_identity(shape, batch)
+    against = ("baseline", "floor: linear layers", "floor: with attention")
+    results = measure.results(timed(shape, batch, rounds), tokens=batch * shape.new_tokens, against=against)
+    for name in CONTENDERS:
+        results[name] |= measure.memory_in_children(f"{name} x {batch}")
+    parts = {}
+    for name, make in CONTENDERS.items():
+        contender = make(shape, batch)
+        contender.decode()
+        parts[name] = measure.breakdown(contender.decode)
+    print(f"Decoding {shape.new_tokens} tokens in {shape.new_tokens} forwards, batch {batch}.")
+    print(f"Tokens equal to the baseline's: {equal['float64']:.1%} in float64, {equal['float32']:.1%} in float32.\n")
+    print(measure.results_table(results, against=against))
+    print("\nWhere the time of a generation goes:\n")
+    print(measure.breakdown_table(parts))
+    verdict = measure.verdict(shape, BOUNDS, speed=results["unmask"]["speed_over"]["baseline"])
+    print()
+    return {"equal_tokens": equal, "results": results, "verdict": verdict, "breakdown": parts}
+
+
+def main() -> None:
+    measure.one_thread()
+    given = measure.arguments("Time canvas decoding.")
+    shape = QUICK if given.quick else REFERENCE
+    if given.memory_of:
+        print(memory(shape, given.memory_of))
+        return
+    batches = {}
+    for batch in shape.decoding_batches:
+        rounds = given.rounds or (1 if given.quick else 9 if batch == 1 else 4)
+        batches[str(batch)] = measured(shape, batch, rounds)
+    measure.publish({"benchmark": "decode", "batches": batches}, shape=shape, file=given.json)
+
+
+if __name__ == "__main__":
+    main()
