@@ -49,7 +49,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     """Keep only the inputs of the layers for the backward pass and recompute the rest, to save memory."""
     recompute_elementwise: bool = False
-    """Keep only matrix products and attention, and recompute norms, gates and rotations: less memory, a little slower."""
+    """Keep matrix products and attention, recompute norms, gates and rotations: less memory, a little slower."""
     compile: bool = False
     """Compile the network with torch.compile."""
     attention_backend: Literal["dense", "flex"] = "dense"
