@@ -3,9 +3,8 @@
     python benchmarks/train.py [--rounds N] [--json FILE] [--quick]
 
 Both contenders start from the same weights and learn from the same masked batches, and their losses must agree. Ours
-draws the masks inside the timed step, as the trainer does; the baseline gets them ready-made. The line that is judged is
-ours with the step split into two micro-batches (`training.micro_batch_size`), which takes the same step. Last line: one
-record.
+draws the masks inside the timed step, as the trainer does; the baseline gets them ready-made. Judged: ours with a step
+split in two micro-batches (`training.micro_batch_size`), which takes the same step. Last line: one record.
 """
 
 from __future__ import annotations
