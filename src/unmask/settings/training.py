@@ -48,8 +48,8 @@ class TrainingSettings:
     """Precision of the forward and backward passes; the weights keep `model.dtype`."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the layers for the backward pass and recompute the rest, to save memory."""
-    recompute_elementwise: bool | None = None
-    """Keep matrix products and attention, and recompute what is cheap; default: on the CPU, where it is no slower."""
+    recompute_elementwise: bool = False
+    """Keep matrix products and attention only, and recompute norms, gates and rotations, for little time."""
     compile: bool = False
     """Compile the network with torch.compile."""
     attention_backend: Literal["dense", "flex"] = "dense"

@@ -124,15 +124,16 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
 def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     """Bytes for weights, gradients, AdamW's two moments, and the activations of one micro-batch.
 
-    Activations: at most (12 + 4 * intermediate / hidden) values per layer, token and channel are kept for the backward
-    pass, and one with gradient checkpointing; a rough figure, meant to tell 2 GiB from 20.
+    Activations: the values that are kept for the backward pass per layer, token and channel; a rough figure, meant to
+    tell 2 GiB from 20.
     """
     config_, settings = checkpoint.backbone.network.config, recipe.training
     total, _ = parameter_counts(checkpoint.backbone.network)
     size = checkpoint.backbone.network.dtype.itemsize
     rows = settings.micro_batch_size or settings.batch_size
     tokens = rows * recipe.data.context_length
-    kept = 1 if settings.gradient_checkpointing else 12 + 4 * config_.intermediate_size / config_.hidden_size
+    gate = config_.intermediate_size / config_.hidden_size
+    kept = 1 if settings.gradient_checkpointing else 5 + 2 * gate if settings.recompute_elementwise else 12 + 4 * gate
     activation = 4 if settings.precision == "fp32" else 2
     activations = tokens * config_.hidden_size * config_.num_hidden_layers * kept * activation
     logits = settings.loss_chunk_rows * config_.vocab_size * 12

@@ -297,10 +297,7 @@ class Trainer:
         self.average = None
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
-        keep_products = settings.recompute_elementwise
-        if keep_products is None:
-            keep_products = self.accelerator.device.type == "cpu" and not settings.compile
-        if settings.gradient_checkpointing or keep_products:
+        if settings.gradient_checkpointing or settings.recompute_elementwise:
             recompute(network, keep_products=not settings.gradient_checkpointing)
         self.dropout = None
         if settings.dropout > 0:
