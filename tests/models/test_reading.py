@@ -1,5 +1,6 @@
 """The last MLP on the read rows only: the same hidden states and gradients there, and nothing left behind."""
 
+import copy
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,6 +62,11 @@ def test_a_second_backbone_around_a_network_reads_the_same_rows() -> None:
     model = tiny.backbone("masked_diffusion")
     found = rows(Backbone(model.network, model.diffusion), READ)
     assert torch.equal(found, rows(model, READ))
+
+
+def test_a_copy_of_a_model_reads_the_same_rows() -> None:
+    model = tiny.backbone("masked_diffusion")
+    assert torch.equal(rows(copy.deepcopy(model), READ), rows(model, READ))
 
 
 def test_a_call_without_read_rows_remembers_none() -> None:

@@ -13,40 +13,36 @@ from typing import Any
 from torch import Tensor, nn
 
 KEYWORD = "unmask_read_R"
+_here = threading.local()  # several threads may run models; each is in one last layer at a time
 
 
 def hook_last_mlp(decoder: nn.Module) -> None:
-    """Make the last MLP of a stock network obey the keyword; a second call changes nothing."""
-    last: Any = decoder.layers[-1]  # type: ignore[index]
-    if not hasattr(last, KEYWORD):
-        setattr(last, KEYWORD, _LastMLP(last))
-
-
-class _LastMLP:
-    """Hooks on the last layer of a stock network.
+    """Make the last MLP of a stock network obey the keyword; a second call changes nothing.
 
     `transformers` hands unknown keywords down to the attention of every layer. There the rows are picked up anew on
     each pass, so that a recomputation in the backward pass finds its own rows and a plain call finds none.
     """
+    last: Any = decoder.layers[-1]  # type: ignore[index]
+    if not hasattr(last, KEYWORD):
+        setattr(last, KEYWORD, True)
+        last.self_attn.register_forward_pre_hook(_begin, with_kwargs=True)
+        last.mlp.register_forward_pre_hook(_gather)
+        last.mlp.register_forward_hook(_scatter)
 
-    def __init__(self, last: Any) -> None:
-        self._here = threading.local()  # several threads may share a model
-        last.self_attn.register_forward_pre_hook(self._begin, with_kwargs=True)
-        last.mlp.register_forward_pre_hook(self._gather)
-        last.mlp.register_forward_hook(self._scatter)
 
-    def _begin(self, module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
-        self._here.read_R = keywords.get(KEYWORD)
+def _begin(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
+    _here.read_R = keywords.get(KEYWORD)
 
-    def _gather(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        if self._here.read_R is None:
-            return None
-        self._here.shape = args[0].shape
-        return (args[0].flatten(0, 1).index_select(0, self._here.read_R)[None],)
 
-    def _scatter(self, module: nn.Module, args: Any, output_1RD: Tensor) -> Tensor | None:
-        if self._here.read_R is None:
-            return None
-        nothing_BLD = output_1RD.new_zeros(self._here.shape)
-        filled_ND = nothing_BLD.flatten(0, 1).index_copy(0, self._here.read_R, output_1RD[0])
-        return filled_ND.view(self._here.shape)
+def _gather(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    if _here.read_R is None:
+        return None
+    _here.shape = args[0].shape
+    return (args[0].flatten(0, 1).index_select(0, _here.read_R)[None],)
+
+
+def _scatter(module: nn.Module, args: Any, output_1RD: Tensor) -> Tensor | None:
+    if _here.read_R is None:
+        return None
+    nothing_BLD = output_1RD.new_zeros(_here.shape)
+    return nothing_BLD.flatten(0, 1).index_copy(0, _here.read_R, output_1RD[0]).view(_here.shape)
