@@ -298,6 +298,7 @@ def test_training_learns(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own imports
 def test_a_compiled_run_takes_the_same_steps(folder: Path) -> None:
     plain = train(named(recipes.recipe(folder, steps=3, eval_steps=3), "plain")).run
     compiled = train(named(recipes.recipe(folder, steps=3, eval_steps=3), "compiled", compile=True)).run
