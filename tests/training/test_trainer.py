@@ -297,17 +297,6 @@ def test_training_learns(folder: Path) -> None:
         assert scores[-1][1] < bound, method
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own imports
-def test_a_compiled_run_takes_the_same_steps(folder: Path) -> None:
-    plain = train(named(recipes.recipe(folder, steps=3, eval_steps=3), "plain")).run
-    compiled = train(named(recipes.recipe(folder, steps=3, eval_steps=3), "compiled", compile=True)).run
-    for (_, loss), (_, other) in zip(
-        recipes.records(plain, "train/loss"), recipes.records(compiled, "train/loss"), strict=True
-    ):
-        assert other == pytest.approx(loss, rel=1e-9)
-
-
 def test_settings_that_cannot_work_here_are_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match="fp16 needs a GPU"):
         train(recipes.recipe(folder, precision="fp16"))
