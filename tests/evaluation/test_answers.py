@@ -146,7 +146,7 @@ def test_even_counts_vary_less_than_independent_ones() -> None:
         return float(torch.stack([(one.masked_KN.sum(1) ** 2 * one.weight_K).sum() for one in plans]).std())
 
     independent = AnswerSettings(mc_num=16, sampler="llada_rounded", mc_batch=1)
-    assert spread(AnswerSettings(mc_num=16)) < 0.2 * spread(independent)
+    assert spread(AnswerSettings(mc_num=16)) < 0.4 * spread(independent)
     assert plan(10, independent, 0).stderr(torch.arange(16)) > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from unmask import config
@@ -38,10 +38,12 @@ def parser(verb: str, description: str, examples: str) -> Parser:
     )
 
 
-def add_settings(target: Parser, kind: type, title: str) -> None:
-    """One option for each field of a settings type, described by the field's own words."""
+def add_settings(target: Parser, kind: type, title: str, *, skip: Collection[str] = ()) -> None:
+    """One option for each field of a settings type, described by the field's own words; `skip` leaves fields out."""
     group = target.add_argument_group(title)
     for name, type_name, default, text in config.documented(kind):
+        if name in skip:
+            continue
         shown = f" [{type_name.removesuffix(' or null')}" + (f"; default {default}]" if default else "]")
         option = "--" + name.replace("_", "-")
         spellings = [option] if "_" not in name else [option, "--" + name]
