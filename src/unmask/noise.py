@@ -34,6 +34,7 @@ class Purpose(enum.IntEnum):
     REVEAL = 9
     GUMBEL = 10
     SPLIT = 11
+    REMASK = 12
 
 
 def _mix(state: Tensor) -> Tensor:
