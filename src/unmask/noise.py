@@ -34,7 +34,6 @@ class Purpose(enum.IntEnum):
     REVEAL = 9
     GUMBEL = 10
     SPLIT = 11
-    REMASK = 12
 
 
 def _mix(state: Tensor) -> Tensor:

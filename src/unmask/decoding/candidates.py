@@ -6,6 +6,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,29 +40,34 @@ class Keys(NamedTuple):
     step: Tensor | int
 
 
-def candidates(logits_RV: Tensor, params: SamplingParams, keys: Keys) -> Candidates:
-    """The candidates of a canvas.
+def candidates(logits_RV: Tensor, params: SamplingParams, keys: Keys, *, late: Sequence[int] = ()) -> Candidates:
+    """The candidates of a canvas: the most likely token at temperature 0, else LLaDA's Gumbel maximum.
 
-    At temperature 0 the most likely token; else LLaDA's Gumbel maximum, or with top-k or top-p the inverse of the
-    filtered distribution. Confidence is read from the distribution that `params.confidence` names.
+    Certainty is read from the distribution that `params.confidence` names, without the `late` ids: a late token is
+    less certain than any other, whatever the temperature (LLaDA's `confidence_eos_eot_inf`).
     """
-    if params.temperature == 0 and params.unmasking != "margin" and params.unmasking != "entropy":
+    greedy, tempered = params.temperature == 0, params.temperature not in (0, 1)
+    top_k, top_p = params.top_k or 0, params.top_p or 1.0
+    is_filtered = top_k > 0 or top_p < 1
+    ranks_by_probability = params.unmasking not in ("margin", "entropy")
+    if greedy and ranks_by_probability and not late and not (is_filtered and params.confidence == "filtered"):
         return most_likely(logits_RV)
-    temperature, top_k, top_p = params.temperature, params.top_k or 0, params.top_p or 1.0
-    is_filtered = temperature > 0 and (top_k > 0 or top_p < 1)
-    if temperature == 0:
-        token_R = logits_RV.argmax(dim=-1)
-    elif is_filtered:
-        token_R = sampled(logits_RV, temperature=temperature, top_k=top_k, top_p=top_p, keys=keys).token_R
-    else:
-        token_R = gumbel(logits_RV, temperature=temperature, keys=keys).token_R
-    seen_RV = _wide(logits_RV)
-    if temperature > 0 and params.confidence != "untempered":
-        seen_RV = logits_RV.double() / temperature
-        if is_filtered and params.confidence == "filtered":
-            seen_RV = filtered(seen_RV, top_k=top_k, top_p=top_p)
+    wide_RV = _wide(logits_RV)
+    drawn_RV = wide_RV.double() / params.temperature if tempered else wide_RV
+    if is_filtered:
+        drawn_RV = filtered(drawn_RV, top_k=top_k, top_p=top_p)
+    token_R = drawn_RV.argmax(dim=-1) if greedy else _gumbel_maximum(drawn_RV, keys)
+    seen_RV = wide_RV
+    if params.confidence == "filtered":
+        seen_RV = drawn_RV
+    elif params.confidence == "unfiltered" and tempered:
+        seen_RV = wide_RV.double() / params.temperature
     confidence_R = _probability(seen_RV, token_R)
-    return Candidates(token_R, confidence_R, _certainty(seen_RV, confidence_R, params.unmasking))
+    if late and params.unmasking != "random":
+        late_V = torch.tensor(late, device=logits_RV.device)
+        certainty_R = _certainty(seen_RV.index_fill(-1, late_V, float("-inf")), token_R, params.unmasking)
+        return Candidates(token_R, confidence_R, certainty_R.masked_fill(torch.isin(token_R, late_V), float("-inf")))
+    return Candidates(token_R, confidence_R, _certainty(seen_RV, token_R, params.unmasking))
 
 
 def most_likely(logits_RV: Tensor) -> Candidates:
@@ -72,13 +78,12 @@ def most_likely(logits_RV: Tensor) -> Candidates:
     return Candidates(token_R, confidence_R, confidence_R)
 
 
-def gumbel(logits_RV: Tensor, *, temperature: float, keys: Keys) -> Candidates:
+def _gumbel_maximum(logits_RV: Tensor, keys: Keys) -> Tensor:
     """Sample by the Gumbel maximum in float64 (LLaDA's sampler; float32 would sharpen the law, arXiv 2409.02908)."""
     vocabulary_V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)
     columns = [key[:, None] if isinstance(key, Tensor) else key for key in keys]
     uniform_RV = noise.uniform(Purpose.GUMBEL, *columns, vocabulary_V).to(logits_RV.device)
-    noisy_RV = logits_RV.double() - temperature * (-uniform_RV.log()).log()
-    return _untempered(logits_RV, noisy_RV.argmax(dim=-1))
+    return (logits_RV.double() - (-uniform_RV.log()).log()).argmax(dim=-1)
 
 
 def sampled(logits_RV: Tensor, *, temperature: float, top_k: int, top_p: float, keys: Keys) -> Candidates:
@@ -112,14 +117,14 @@ def _kept(sorted_RV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return sorted_RV
 
 
-def _certainty(seen_RV: Tensor, confidence_R: Tensor, unmasking: str | None) -> Tensor:
+def _certainty(seen_RV: Tensor, token_R: Tensor, unmasking: str | None) -> Tensor:
     if unmasking == "margin":
         first_R, second_R = seen_RV.softmax(dim=-1).topk(2, dim=-1).values.unbind(dim=-1)
         return first_R - second_R
     if unmasking == "entropy":
         log_RV = seen_RV.log_softmax(dim=-1)
         return (log_RV.exp() * log_RV.clamp(min=torch.finfo(log_RV.dtype).min)).sum(dim=-1)
-    return confidence_R
+    return _probability(seen_RV, token_R)
 
 
 def _untempered(logits_RV: Tensor, token_R: Tensor) -> Candidates:

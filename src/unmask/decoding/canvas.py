@@ -136,11 +136,7 @@ class CanvasRun:
         if self.params.suppress_eos and eos_ids:
             logits_RV = logits_RV.index_fill(-1, logits_RV.new_tensor(eos_ids[:1], dtype=torch.int64), -torch.inf)
         keys = Keys(self._seed_B[row_R], self._sample_B[row_R], self._place_BW[row_R, column_R], self._step_B[row_R])
-        found = candidates(logits_RV, self.params, keys)
-        if self.params.defer_eos and eos_ids:
-            is_end_R = torch.isin(found.token_R, found.token_R.new_tensor(eos_ids))
-            found = found._replace(certainty_R=found.certainty_R.masked_fill(is_end_R, -torch.inf))
-        return found
+        return candidates(logits_RV, self.params, keys, late=eos_ids if self.params.defer_eos else ())
 
     def _chosen(self, certainty_BW: Tensor, open_BW: Tensor) -> Tensor:
         """The policy's choice among the masked places of the blocks."""
@@ -150,11 +146,11 @@ class CanvasRun:
         if params.unmasking == "factor":
             return unmasking.by_factor(certainty_BW, open_BW, params.factor or 0.0)
         if params.unmasking == "ancestral":
-            return unmasking.ancestral(self._uniform(Purpose.REVEAL), open_BW, self._rates(0))
+            return unmasking.ancestral(self._uniform(), open_BW, self._rates(0))
         if params.unmasking == "random":
-            certainty_BW = self._uniform(Purpose.REVEAL)
+            certainty_BW = self._uniform()
         elif params.reveal_temperature:
-            uniform_BW = self._uniform(Purpose.REVEAL)
+            uniform_BW = self._uniform()
             certainty_BW = unmasking.drawn_certainty(certainty_BW, uniform_BW, params.reveal_temperature)
         quotas = [self._pace.quota(one) for one in self._progress]
         quota = quotas[0] if len(set(quotas)) == 1 else torch.tensor(quotas, device=open_BW.device)
@@ -165,16 +161,17 @@ class CanvasRun:
         sigma_BW = self._rates(1)[:, None].expand_as(self._confidence_BW)
         if self.params.remask == "conf":
             sigma_BW = sigma_BW * by_confidence(self._confidence_BW, revealed_BW)
-        return revealed_BW & (self._uniform(Purpose.REMASK) < sigma_BW)
+        return revealed_BW & (self._uniform() < sigma_BW)
 
     def _rates(self, which: int) -> Tensor:
         """One of the two chances of each row's step."""
         rates = [self._pace.chances(one)[which] for one in self._progress]
         return torch.tensor(rates, dtype=torch.float64, device=self._canvas_BW.device)
 
-    def _uniform(self, purpose: Purpose) -> Tensor:
+    def _uniform(self) -> Tensor:
+        """One draw for each place: to be revealed where it is masked, to be masked again where it is not."""
         keys = (self._seed_B[:, None], self._sample_B[:, None], self._place_BW, self._step_B[:, None])
-        return noise.uniform(purpose, *keys)
+        return noise.uniform(Purpose.REVEAL, *keys)
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +183,7 @@ class CanvasRun:
         for at, one in enumerate(self._progress):
             if not one.complete:
                 one.step, one.steps = one.step + 1, one.steps + 1
-                one.complete = one.step == self._pace.steps(one) if left is None else not left[at]
+                one.complete = self._pace.is_last(one) if left is None else not left[at]
 
     def _next_blocks(self) -> None:
         """Let rows whose block is revealed begin the next one; behind a cache all rows begin together."""
@@ -287,15 +284,15 @@ class _Pace:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        self.is_dynamic = params.unmasking in DYNAMIC
+        self.is_dynamic = params.unmasking in DYNAMIC or (params.unmasking == "ancestral" and params.remask is None)
         self._counts = functools.cache(self._counts_of)
         self._chances = functools.cache(functools.partial(chances, params))
 
-    def steps(self, progress: _Progress) -> int:
-        """Steps of the row's block."""
-        return (
-            self._steps(progress) if self.params.unmasking == "ancestral" else len(self._counts(self._places(progress)))
-        )
+    def is_last(self, progress: _Progress) -> bool:
+        """Whether the steps of the row's block are all taken."""
+        if self.params.unmasking == "ancestral":
+            return progress.step == self._steps(progress)
+        return progress.step == len(self._counts(self._places(progress)))
 
     def quota(self, progress: _Progress) -> int:
         """Places to reveal in the row's step; 0 while it waits."""

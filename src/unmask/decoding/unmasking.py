@@ -77,7 +77,7 @@ def reveal_counts(schedule: RevealSchedule, places: int, steps: int) -> list[int
     for step in range(1, steps + 1):
         if schedule == "dream":
             time, next_time = 1 - shares[step - 1], 1 - shares[step]
-            kept = left[-1] - int(left[-1] * (1 - next_time / time))
+            kept = left[-1] - math.floor(left[-1] * (1 - next_time / time) + 1e-9)
         else:
             kept = math.floor(places * (1 - shares[step]) + 1e-9)
         left.append(max(min(kept, left[-1] - 1), steps - step))
