@@ -1,8 +1,8 @@
 """ReMDM (Wang, Schiff, Sahoo, Kuleshov, arXiv 2503.00307): masked diffusion that reopens revealed tokens.
 
 Time runs from t = 1 (all masked) to 0; alpha(t) is the probability that a token is visible. A step from t to s < t:
-    sigma_max = min(1, (1 - alpha_s) / alpha_t)                                   (Eq. 7; 1 where alpha_t = 0)
-    a visible token is masked again with probability sigma, else it stays         (Eq. 6)
+    sigma_max = min(1, (1 - alpha_s) / alpha_t), and 1 where alpha_t = 0
+    a visible token is masked again with probability sigma, else it stays
     a masked token is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)
 Each position decides for itself. For 0 <= sigma <= sigma_max the probability of being visible at s is alpha_s
 whatever sigma is, so a network trained as usual serves; sigma = 0 is MDLM's ancestral sampler. Strategies (section
