@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.references import answers as reference
+from tests.references import llada_likelihood
 from unmask.evaluation.answers import AnswerNats, Pair, score
 from unmask.evaluation.masks import plan
 from unmask.models.backbone import Backbone
@@ -156,7 +157,7 @@ BIAS = {2: 0.25, 3: 0.125, 4: 0.5, 5: 0.125, 6: 0.25, 8: 0.0, 10: 0.25, 12: 0.5,
 
 @pytest.mark.parametrize("length", BIAS)
 def test_the_rounded_sampler_has_the_bias_of_the_original(length: int) -> None:
-    exact = [float(share) for share in reference.rounded_law(length, 8)]
+    exact = llada_likelihood.rounded_law(length, 8)
     assert max(abs(share * length - 1) for share in exact) == pytest.approx(BIAS[length], abs=0.01)
     size = 8 * 1500
     masked, _ = drawn(length, AnswerSettings(mc_num=size, sampler="llada_rounded"), 1)
@@ -166,7 +167,7 @@ def test_the_rounded_sampler_has_the_bias_of_the_original(length: int) -> None:
 
 def test_the_rounded_sampler_draws_whole_batches_of_the_original() -> None:
     masks = plan(12, AnswerSettings(mc_num=80, sampler="llada_rounded"), 3).masked_KN
-    allowed = [sorted(reference.rounded_counts(12, 8, first)) for first in range(1, 13)]
+    allowed = [sorted(llada_likelihood.rounded_counts(first, 12, 8)) for first in range(1, 13)]
     assert all(group in allowed for group in masks.sum(1).view(10, 8).tolist())
 
 

@@ -1,4 +1,4 @@
-"""Likelihood of an answer behind its context, by loops over single inputs, and LLaDA's own mask counts.
+"""Likelihood of an answer behind its context, by loops over single inputs.
 
 Nats, float64. `Logits` maps one unpadded input to logits [length, allowed ids]. Nothing here shares code with the
 library.
@@ -7,7 +7,6 @@ library.
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 
 from torch import Tensor
 
@@ -72,18 +71,6 @@ def greedy_answer(
         _, place, token = min(best)
         answer[place], masked[place] = token, False
     return answer
-
-
-def rounded_counts(length: int, batch: int, first: int) -> list[int]:
-    """One batch of LLaDA's counts: linspace(first, first + (batch - 1) length / batch), halves to even, wrapped."""
-    spaced = [Fraction(first) + Fraction(length * index, batch) for index in range(batch)]
-    return [(round(value) - 1) % length + 1 for value in spaced]
-
-
-def rounded_law(length: int, batch: int) -> list[Fraction]:
-    """P(count) of LLaDA's counts for 1..length; 1/length each if there were no bias."""
-    drawn = [count for first in range(1, length + 1) for count in rounded_counts(length, batch, first)]
-    return [Fraction(drawn.count(count), len(drawn)) for count in range(1, length + 1)]
 
 
 def rolling_windows(length: int, limit: int, *, prefix: int) -> Iterator[tuple[range, range]]:

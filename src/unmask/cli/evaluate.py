@@ -14,10 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unmask.cli.options import Parser, add_settings, parser, quiet_libraries
+from unmask.cli.options import Parser, add_sampling, add_settings, parser, quiet_libraries, sampling_names
 from unmask.errors import SettingsError
 from unmask.runs import write_text
-from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import AnswerSettings, EvaluationSettings, TaskSettings
 
 _EXAMPLES = """\
@@ -35,9 +34,8 @@ _TITLES: dict[type, str] = {
     EvaluationSettings: "likelihood of text",
     TaskSettings: "tasks",
     AnswerSettings: "likelihood of answers, in tasks",
-    SamplingParams: "generation, in tasks (where it overrules what the task asks for) and infilling",
 }
-_ONE_TEXT = {"n", "trace"}  # every question gets one text
+_ONE_TEXT = ("n", "trace", "infill_length")  # every question gets one text, every gap the length of --infill-length
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -75,17 +73,17 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     options.add_argument("--json", action="store_true", help="print the JSON record instead of the table")
     options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
     options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    added = _own_options(options)
+    used = _own_options(options)
     kinds = {kind: {one.name for one in dataclasses.fields(kind)} for kind in _TITLES}
-    seen = _ONE_TEXT | {"infill_length"}
+    seen = set(_ONE_TEXT)
     for kind, title in _TITLES.items():
         add_settings(options, kind, title, skip=seen)
         seen |= kinds[kind]
-    return options, {
-        "text": added["text"] | kinds[EvaluationSettings],
-        "tasks": added["tasks"] | kinds[TaskSettings] | kinds[AnswerSettings] | kinds[SamplingParams],
-        "infilling": added["infilling"] | kinds[SamplingParams] | {"limit"},
-    }
+    add_sampling(options, "generation, in tasks (where it overrules what the task asks for) and infilling", skip=seen)
+    used["text"] |= kinds[EvaluationSettings]
+    used["tasks"] |= kinds[TaskSettings] | kinds[AnswerSettings] | sampling_names()
+    used["infilling"] |= sampling_names() | {"limit"}
+    return options, used
 
 
 def _own_options(options: Parser) -> dict[str, set[str]]:

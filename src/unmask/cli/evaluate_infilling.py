@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -11,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.cli.options import settings
+from unmask.cli.options import sampling_names, settings
 from unmask.errors import SettingsError
 from unmask.evaluation.recipes import task_run
 from unmask.runs import environment, locate, write_text
-from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import TaskSettings
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
     from unmask.evaluation.infilling import read_problems
 
     length = _length(getattr(given, "infill_length", "oracle"))
-    names = {one.name for one in dataclasses.fields(SamplingParams)} - {"infill_length"}
+    names = sampling_names() - {"infill_length"}
     tree = {"sampling": {name: value for name, value in vars(given).items() if name in names}}
     sampling = task_run("infilling", tree, source="the command line").sampling
     problems = read_problems(given.infilling)[: settings(TaskSettings, given).limit]

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.cli.options import sampling_names
 from unmask.errors import SettingsError, require
 from unmask.evaluation.recipes import TaskRun, read_recipe, task_run
 from unmask.runs import environment, locate, write_text
-from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import AnswerSettings, TaskSettings
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _runs(given: argparse.Namespace) -> list[TaskRun]:
     if names == []:
         raise SettingsError("--tasks names no task. Example: --tasks hellaswag,arc_easy")
     flat = {one.name for kind in (TaskSettings, AnswerSettings) for one in dataclasses.fields(kind)}
-    sampling = {one.name for one in dataclasses.fields(SamplingParams)} - flat
+    sampling = sampling_names() - flat
     tree = {name: value for name, value in vars(given).items() if name in flat}
     tree["sampling"] = {name: value for name, value in vars(given).items() if name in sampling}
     if "recipe" in given:

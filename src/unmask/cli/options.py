@@ -70,9 +70,9 @@ def settings(kind: type[T], parsed: argparse.Namespace, **defaults: Any) -> T:
     return config.from_tree(kind, defaults | tree)
 
 
-def add_sampling(target: Parser) -> None:
-    """The sampling options under our names and under those of LLaDA, Fast-dLLM and Dream."""
-    add_settings(target, SamplingParams, "sampling")
+def add_sampling(target: Parser, title: str = "sampling", *, skip: Collection[str] = ()) -> None:
+    """The sampling options under our names and under those of LLaDA, Fast-dLLM and Dream; `skip` leaves some out."""
+    add_settings(target, SamplingParams, title, skip=skip)
     group = target.add_argument_group("sampling, as LLaDA, Fast-dLLM and Dream name it (docs/migration.md)")
     own = {field.name for field in dataclasses.fields(SamplingParams)}
     for name in [*aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED]:
@@ -87,10 +87,14 @@ def add_sampling(target: Parser) -> None:
 
 def sampling(parsed: argparse.Namespace) -> SamplingParams:
     """The sampling parameters that the parsed options describe, whoever's names they bear."""
-    own = [field.name for field in dataclasses.fields(SamplingParams)]
-    names = [*own, *aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED]
-    given = {name: value for name, value in vars(parsed).items() if name in names}
+    given = {name: value for name, value in vars(parsed).items() if name in sampling_names()}
     return config.from_tree(SamplingParams, aliases.translated(given))
+
+
+def sampling_names() -> set[str]:
+    """Every option of `add_sampling`."""
+    own = {field.name for field in dataclasses.fields(SamplingParams)}
+    return own | {*aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED}
 
 
 def _meaning(name: str) -> str:

@@ -27,9 +27,8 @@ from rich.progress import track
 
 from unmask.errors import CheckpointError, PromptError, SettingsError
 from unmask.evaluation.answers import AnswerNats, Pair, scored
-from unmask.evaluation.likelihood import is_bound
 from unmask.evaluation.model import LanguageModel
-from unmask.models.tokenizers import encode, start_id
+from unmask.models.tokenizers import encode
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import AnswerSettings
 
@@ -158,14 +157,11 @@ class HarnessLM(LM):
     def _encode(self, text: str) -> list[int]:
         """Token ids with BOS, which a chat template may have written already."""
         start = cast("str | None", self.tokenizer.bos_token)
-        return encode(self.tokenizer, text, special=not (start and text.startswith(start)))
+        return self.lm.codec.checked(encode(self.tokenizer, text, special=not (start and text.startswith(start))))
 
     def _start(self) -> tuple[int, ...]:
         """What stands before a text without context: BOS, else end of text where something has to."""
-        start = start_id(self.tokenizer)
-        if start is None and (self.lm.backbone.diffusion.logit_shift or not is_bound(self.lm.backbone)):
-            start = min(self.lm.end_ids(), default=None)
-        return () if start is None else (start,)
+        return tuple(self.lm.codec.encode(None))
 
     # --- generation ---------------------------------------------------------------------------------------------
 
@@ -212,7 +208,7 @@ class HarnessLM(LM):
         return SamplingParams(**fields)
 
     def _prompt(self, context: str, new_tokens: int, tally: Tally) -> list[int]:
-        ids, room = self._encode(context) if context else [*self._start()], self.max_length - new_tokens
+        ids, room = self._encode(context), self.max_length - new_tokens
         if room < 1:
             raise SettingsError(
                 f"max_new_tokens {new_tokens} leaves no room for a prompt within {self.max_length} tokens. Lower it: "

@@ -1,8 +1,8 @@
 """HumanEval infilling: the middle of a program, given what stands before and behind it.
 
-In: problems (Bavarian et al., arXiv 2207.14255: single-line, multi-line and random-span files) and a length for the gap,
-the reference solution's own ("oracle") or one for all. Out: the text that the model put there, whether it is the
-solution's to the letter, and, where the user allows it, whether the whole program passes the problem's test.
+In: problems (Bavarian et al., arXiv 2207.14255: single-line, multi-line and random-span files) and a length for the
+gap, the solution's own ("oracle") or one for all. Out: the text that the model put there, whether it is the solution's
+to the letter, and, where the user allows it, whether the whole program passes the problem's test.
 Prompt and suffix are kept byte for byte. A problem that does not fit the model's context counts as not solved.
 """
 
@@ -11,14 +11,13 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.errors import CheckpointError, DataError
-from unmask.evaluation.model import InfillingModel
+from unmask.evaluation.model import LanguageModel
 from unmask.models.tokenizers import encode
 from unmask.settings.decoding import SamplingParams
 
@@ -98,9 +97,9 @@ def read_problems(file: str | Path) -> list[Problem]:
 
 
 def infills(
-    lm: InfillingModel, problems: Sequence[Problem], length: int | Literal["oracle"], sampling: Mapping[str, Any]
+    lm: LanguageModel, problems: Sequence[Problem], length: int | Literal["oracle"], sampling: Mapping[str, Any]
 ) -> Iterator[Infill]:
-    """What the model puts into each gap, as soon as it is known; gaps of one length are filled together.
+    """What the model puts into each gap, as soon as it is known; the shortest gaps come first.
 
     Args:
         lm: with a tokenizer and a mask token.
@@ -111,23 +110,23 @@ def infills(
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise CheckpointError("Infilling is of texts, and this checkpoint has no tokenizer. Save one beside the model.")
-    groups: defaultdict[int, list[Problem]] = defaultdict(list)
+    jobs: list[tuple[Problem, int]] = []
     for problem in problems:
         size = len(encode(tokenizer, problem.canonical_solution, special=False)) if length == "oracle" else length
-        around = encode(tokenizer, problem.prompt, special=True) + encode(tokenizer, problem.suffix, special=False)
-        if len(around) + size > lm.backbone.context_length:
+        around = sum(map(len, lm.codec.encode_pieces([problem.prompt, problem.suffix])))
+        if around + size > lm.backbone.context_length:
             yield Infill(problem, None, size, 0)
         else:
-            groups[size].append(problem)
-    for size, group in sorted(groups.items()):
-        params = SamplingParams(**{**sampling, "infill_length": size})
-        for start in range(0, len(group), _TEXTS_AT_ONCE):
-            part = group[start : start + _TEXTS_AT_ONCE]
-            outputs = lm.infill([(problem.prompt, problem.suffix) for problem in part], params)
-            for problem, output in zip(part, outputs, strict=True):
-                (text,) = output.infills
-                assert output.text == problem.prompt + text + problem.suffix, "prompt and suffix are kept"
-                yield Infill(problem, text, size, output.forwards)
+            jobs.append((problem, size))
+    jobs.sort(key=lambda job: job[1])
+    for start in range(0, len(jobs), _TEXTS_AT_ONCE):
+        part = jobs[start : start + _TEXTS_AT_ONCE]
+        params = [SamplingParams(**{**sampling, "infill_length": (size,)}) for _, size in part]
+        outputs = lm.infill([(problem.prompt, problem.suffix) for problem, _ in part], params)
+        for (problem, size), output in zip(part, outputs, strict=True):
+            (text,) = output.infills
+            assert output.text == problem.prompt + text + problem.suffix, "prompt and suffix are kept"
+            yield Infill(problem, text, size, output.forwards)
 
 
 def share(found: Sequence[bool]) -> tuple[float, float | None]:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from unmask.models.backbone import Backbone
+from unmask.models.prompts import Prompt, PromptCodec
 from unmask.settings.decoding import SamplingParams
 
 if TYPE_CHECKING:
@@ -16,17 +17,7 @@ if TYPE_CHECKING:
 
 
 class WrittenText(Protocol):
-    """One generated text."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def forwards(self) -> int: ...
-
-
-class FilledText(Protocol):
-    """One text with its gaps filled in."""
+    """One generated text, or one with its gaps filled in."""
 
     @property
     def text(self) -> str: ...
@@ -39,7 +30,9 @@ class FilledText(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A network, its tokenizer, and generation."""
+    """A network, its tokenizer, generation and infilling."""
+
+    codec: PromptCodec
 
     @property
     def backbone(self) -> Backbone: ...
@@ -47,14 +40,8 @@ class LanguageModel(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None: ...
 
-    def end_ids(self) -> set[int]: ...
-
     def generate(
-        self, prompts: Sequence[Any], params: Sequence[SamplingParams], *, batch_size: int
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, batch_size: int
     ) -> Sequence[WrittenText]: ...
 
-
-class InfillingModel(LanguageModel, Protocol):
-    """A language model that fills the gaps between pieces of text."""
-
-    def infill(self, texts: Sequence[Sequence[str]], params: SamplingParams) -> Sequence[FilledText]: ...
+    def infill(self, texts: Sequence[Sequence[str]], params: Sequence[SamplingParams]) -> Sequence[WrittenText]: ...

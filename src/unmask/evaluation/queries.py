@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask import attention
+from unmask.decoding.canvas_forward import guided
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound
 from unmask.models.backbone import Backbone
@@ -82,12 +83,6 @@ def read(
         yield from zip(group, _evaluated(backbone, group, input_Q, cfg_scale), strict=True)
 
 
-def guided(conditional_RV: Tensor, unconditional_RV: Tensor, cfg_scale: float) -> Tensor:
-    """Logits pushed away from the unconditional ones; excluded ids stay at -inf."""
-    mixed_RV = unconditional_RV + (cfg_scale + 1) * (conditional_RV - unconditional_RV)
-    return torch.where(conditional_RV.isinf(), conditional_RV, mixed_RV)
-
-
 def _batches(
     queries: Iterable[Query], batch_size: int, *, guided_by_context: bool
 ) -> Iterator[tuple[list[Query], list[int]]]:
@@ -123,14 +118,12 @@ def _evaluated(backbone: Backbone, group: Sequence[Query], input_Q: Sequence[int
         ids_BL = ids_BL.to(backbone.device)
         return backbone(ids_BL, layout.position_ids, mask, read_R=flat_U).flatten(0, 1)[flat_U]
 
-    hidden = [hidden_UD(ids_BL)]
+    found_UD = hidden_UD(ids_BL)
     if cfg_scale:
-        hidden.append(hidden_UD(_without_context(ids_BL, inputs, backbone)))
-    found = _read_rows(backbone, hidden, place_R, torch.cat([query.target_R for query in group]), cfg_scale)
-    return [
-        Reading(*fields)
-        for fields in zip(*(field.split([len(q.row_R) for q in group]) for field in found), strict=True)
-    ]
+        found_UD = guided(torch.cat([found_UD, hidden_UD(_without_context(ids_BL, inputs, backbone))]), cfg_scale)
+    found = _read_rows(backbone, found_UD, place_R, torch.cat([query.target_R for query in group]))
+    sizes = [len(query.row_R) for query in group]
+    return [Reading(*fields) for fields in zip(*(field.split(sizes) for field in found), strict=True)]
 
 
 def _without_context(ids_BL: Tensor, inputs: Sequence[Query], backbone: Backbone) -> Tensor:
@@ -141,16 +134,12 @@ def _without_context(ids_BL: Tensor, inputs: Sequence[Query], backbone: Backbone
     return ids_BL.masked_fill(torch.arange(ids_BL.shape[1]) < context_B1, mask_token_id)
 
 
-def _read_rows(
-    backbone: Backbone, hidden: Sequence[Tensor], place_R: Tensor, target_R: Tensor, cfg_scale: float
-) -> Reading:
-    """Targets and likeliest tokens at hidden states [U, D]; the logits of one chunk exist at a time."""
+def _read_rows(backbone: Backbone, hidden_UD: Tensor, place_R: Tensor, target_R: Tensor) -> Reading:
+    """Targets and likeliest tokens at hidden states; the logits of one chunk exist at a time."""
     nats_R = torch.empty(len(target_R), dtype=torch.float64)
     best_U, best_nats_U = [], []
-    for start in range(0, len(hidden[0]), _CHUNK_ROWS):
-        logits_CV = _wide(backbone.logits(hidden[0][start : start + _CHUNK_ROWS]))
-        if cfg_scale:
-            logits_CV = guided(logits_CV, _wide(backbone.logits(hidden[1][start : start + _CHUNK_ROWS])), cfg_scale)
+    for start in range(0, len(hidden_UD), _CHUNK_ROWS):
+        logits_CV = _wide(backbone.logits(hidden_UD[start : start + _CHUNK_ROWS]))
         total_C = logits_CV.logsumexp(dim=-1)
         highest_C, best_C = logits_CV.max(dim=-1)
         best_U.append(best_C.cpu())

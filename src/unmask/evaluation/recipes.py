@@ -5,9 +5,9 @@
       - {task: hellaswag, num_fewshot: 0, cfg_scale: 0.5, published: 72.5}
       - {task: gsm8k, sampling: {max_new_tokens: 1024}}
 
-A task's keys are the fields of `TaskSettings` and `AnswerSettings`, `sampling` (fields of `SamplingParams`, which
-overrule what the task itself asks of generation) and `published`, a figure to print beside ours. Precedence: the
-fields' own defaults < `defaults` < the task < the command line.
+A task's keys are the fields of `TaskSettings` and `AnswerSettings`; `sampling`: fields of `SamplingParams` (or the
+originals' names for them), which overrule what the task asks of generation; and `published`, a figure to print beside
+ours. Precedence: the fields' own defaults < `defaults` < the task < the command line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from unmask import config
 from unmask.errors import SettingsError, nearest
+from unmask.settings import aliases
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import AnswerSettings, TaskSettings
 
@@ -61,6 +62,7 @@ def task_run(name: str, tree: Mapping[str, Any], *, source: str) -> TaskRun:
     sampling = {key: value for key, value in tree.items() if key in _SAMPLING & _ANSWERS} | dict(
         tree.get("sampling") or {}
     )
+    sampling = aliases.translated(sampling)
     config.check_keys(SamplingParams, sampling, source=source)
     for key in _ONE_TEXT:
         if key in sampling:
