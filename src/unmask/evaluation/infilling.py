@@ -3,7 +3,8 @@
 In: problems (Bavarian et al., arXiv 2207.14255: single-line, multi-line and random-span files) and a length for the
 gap, the solution's own ("oracle") or one for all. Out: the text that the model put there, whether it is the solution's
 to the letter, and, where the user allows it, whether the whole program passes the problem's test.
-Prompt and suffix are kept byte for byte. A problem that does not fit the model's context counts as not solved.
+Prompt and suffix are kept byte for byte. A problem that does not fit the model's context counts as not solved; an empty
+solution (14 of the random spans) has an empty gap at its own length.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def infills(
     for problem in problems:
         size = len(encode(tokenizer, problem.canonical_solution, special=False)) if length == "oracle" else length
         around = sum(map(len, lm.codec.encode_pieces([problem.prompt, problem.suffix])))
-        if around + size > lm.backbone.context_length:
+        if size == 0:
+            yield Infill(problem, "", 0, 0)
+        elif around + size > lm.backbone.context_length:
             yield Infill(problem, None, size, 0)
         else:
             jobs.append((problem, size))
