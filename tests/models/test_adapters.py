@@ -322,7 +322,9 @@ def test_another_base_is_refused_by_its_tensors(folder: Path, base: Path) -> Non
     )
     edit(folder / ADAPTER_FILE, base_model_name_or_path=str(base.parent / "other"))
     message = refusal(lambda: load(folder, device="cpu"))
-    assert "of another shape" in message and "down_proj.lora_B" in message and "(file (32, 3), model (16, 3))" in message
+    assert (
+        "of another shape" in message and "down_proj.lora_B" in message and "(file (32, 3), model (16, 3))" in message
+    )
 
 
 NAME = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
