@@ -102,7 +102,9 @@ def test_saved_loaded_and_merged_adapters_give_equal_logits(tmp_path: Path, fami
     assert (logits(adapted(load(base, device="cpu"), DIFFUSION), ids_BL) - wanted).abs().max() > 1e-2
 
     save(trained, tmp_path / "adapter")
+    state = torch.get_rng_state()
     loaded = load(tmp_path / "adapter", device="cpu")
+    assert torch.get_rng_state().equal(state)
     assert logits(loaded, ids_BL).equal(wanted)
     assert loaded.backbone.diffusion == trained.backbone.diffusion
     assert not loaded.backbone.training
@@ -265,7 +267,7 @@ def test_copies_are_independent(base: Path) -> None:
     [
         (AdapterSettings(rank=2, targets=("q_porj",)), False, "Did you mean `q_proj`"),
         (AdapterSettings(rank=2, targets=("embed_tokens",)), False, "no linear layer of that name"),
-        (AdapterSettings(rank=2, targets=("q_proj", "lm_head")), True, "lm_head here"),
+        (AdapterSettings(rank=2, targets=("q_proj", "lm_head")), True, "lm_head cannot be a target"),
         (AdapterSettings(rank=2, targets=("lm_head",), dropout=0.1), False, "adapter.dropout does not work"),
     ],
     ids=["typo", "embedding", "tied head", "dropout at the head"],
@@ -369,6 +371,11 @@ def test_other_kinds_of_adapters_are_refused(tmp_path: Path, base: Path, folder:
     assert "[3, 4]" in foreign(LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4]))
     edit(folder / ADAPTER_FILE, target_modules=["nothing"])
     assert "does not fit its base" in refusal(lambda: load(folder, device="cpu"))
+    edit(folder / ADAPTER_FILE, base_model_name_or_path=str(folder))
+    assert "is an adapter itself" in refusal(lambda: load(folder, device="cpu"))
+    tied = make_base(tmp_path / "tied", tied=True)
+    edit(folder / ADAPTER_FILE, base_model_name_or_path=str(tied), target_modules=["lm_head"])
+    assert "shares its weight with the embedding" in refusal(lambda: load(folder, device="cpu"))
 
 
 def test_what_is_no_adapter_is_found_to_be_none(base: Path, tmp_path: Path) -> None:

@@ -350,3 +350,10 @@ def test_a_trained_autoregressive_model_becomes_a_diffusion_model_by_its_adapter
     found = DiffusionLM(adapters.merged(lm.checkpoint)).logits(ids_BL)
     # Logits of order 15 in float32.
     assert (found - wanted)[..., :512].abs().max() < 1e-4
+
+
+def test_the_page_explains_every_key_and_its_recipe_is_one() -> None:
+    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    keys = [f"`adapter.{one.name}`" for one in dataclasses.fields(AdapterSettings)]
+    assert [key for key in keys if key not in page] == []
+    assert config.load(Recipe, file=ROOT / "recipes" / "lora.yaml").adapter.rank == 16

@@ -98,12 +98,11 @@ def attach(backbone: Backbone, settings: AdapterSettings, *, base: str, seed: in
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
     )
-    with noise.seeded(Purpose.ADAPTER, seed):
-        _inject(backbone)
+    _inject(backbone, seed=seed)
 
 
-def check_same(backbone: Backbone, settings: AdapterSettings, *, source: str) -> None:
-    """Refuse to train on with other settings than an adapter (or a whole model) began with; dropout may change.
+def take_up(backbone: Backbone, settings: AdapterSettings, *, source: str) -> None:
+    """Go on training what was loaded from `source`, under the settings that it began with; only dropout may change.
 
     Raises:
         SettingsError: they differ; it names the values.
@@ -174,7 +173,7 @@ def restore(backbone: Backbone, saved: SavedAdapter) -> None:
         raise CheckpointError(f"The weights in {path} cannot be loaded: {error}") from None
     backbone.adapter = saved.config
     try:
-        _inject(backbone)
+        _inject(backbone, seed=0)
     except ValueError as error:
         raise CheckpointError(f"The adapter {saved.name} does not fit its base {saved.base}: {error}") from None
     _check_tensors({name: one.shape for name, one in tensors.items()}, _tensors(backbone), saved)
@@ -249,11 +248,6 @@ def _targets(network: PreTrainedModel, settings: AdapterSettings) -> list[str]:
     layers = cast(nn.Module, network.model.layers)  # type: ignore[union-attr]
     linear = {name.rpartition(".")[2] for name, module in _bare_modules(layers) if isinstance(module, nn.Linear)}
     for name in settings.targets:
-        if name == HEAD and network.get_output_embeddings().weight is _embedding(network).weight:  # type: ignore[union-attr]
-            raise SettingsError(
-                f"adapter.targets cannot hold {HEAD} here: this network shares its weight with the embedding (tied), "
-                "which the update would change as well. Leave it out."
-            )
         if name == HEAD and settings.dropout > 0:
             raise SettingsError(f"adapter.dropout does not work with {HEAD} in adapter.targets. Leave one of them out.")
         if name not in (*linear, HEAD):
@@ -273,8 +267,8 @@ def _bare_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _inject(backbone: Backbone) -> None:
-    """Put layers and mask row into the network, as `backbone.adapter` says, in evaluation mode like all that is loaded.
+def _inject(backbone: Backbone, *, seed: int) -> None:
+    """Freeze the network and put layers and mask row into it, as `backbone.adapter` says.
 
     PEFT's dropout draws from the global generator, so it is left out here; training hooks its own on.
     """
@@ -282,10 +276,17 @@ def _inject(backbone: Backbone) -> None:
 
     network, written = backbone.network, backbone.adapter
     assert written is not None
+    tied = network.get_output_embeddings().weight is _embedding(network).weight  # type: ignore[union-attr]
+    if tied and HEAD in (written.target_modules or ()):
+        raise SettingsError(
+            f"{HEAD} cannot be a target of an adapter here: this network shares its weight with the embedding (tied), "
+            "which the update would change as well. Leave it out."
+        )
     config = copy.copy(written)
     config.lora_dropout, config.trainable_token_indices, config.inference_mode = 0.0, None, False
     training = network.training
-    inject_adapter_in_model(config, network, _NAME)
+    with noise.seeded(Purpose.ADAPTER, seed):
+        inject_adapter_in_model(config, network, _NAME)
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()  # a small update would be lost in half precision

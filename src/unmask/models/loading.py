@@ -192,6 +192,10 @@ def _load_adapter(
     saved: SavedAdapter, dtype: torch.dtype | str, quantize: Quantization | Literal["auto"] | None, **placement: Any
 ) -> Checkpoint:
     """The base of an adapter, made what it was in training, with the adapter on it."""
+    if adapters.find(saved.base) is not None:
+        raise CheckpointError(
+            f"The base of the adapter {saved.name}, {saved.base}, is an adapter itself. Merge it first."
+        )
     quantize = saved.quantization if quantize == "auto" else quantize
     if dtype == "auto" and quantize == saved.quantization:
         dtype = saved.dtype or "auto"

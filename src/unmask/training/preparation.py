@@ -95,7 +95,7 @@ def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Pa
     device = "cpu" if recipe.adapter.quantization is None else None
     if resume is not None:
         checkpoint = loading.load(resume, device=device, attention_backend=backend)
-        adapters.check_same(checkpoint.backbone, recipe.adapter, source=str(resume))
+        adapters.take_up(checkpoint.backbone, recipe.adapter, source=str(resume))
         return checkpoint
     if recipe.model.from_pretrained is None:
         if recipe.adapter.rank is not None:
@@ -112,7 +112,7 @@ def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Pa
     )
     checkpoint = _fitting(Checkpoint(loaded.backbone, tokenizer), recipe)
     if loaded.backbone.adapter is not None:
-        adapters.check_same(loaded.backbone, recipe.adapter, source=source)
+        adapters.take_up(loaded.backbone, recipe.adapter, source=source)
         return loading.adapted(checkpoint, recipe.objective)
     checkpoint = loading.adapted(checkpoint, recipe.objective)
     if recipe.adapter.rank is not None:
