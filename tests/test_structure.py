@@ -89,7 +89,7 @@ def test_help_of_the_verbs_loads_no_framework() -> None:
         "try:\n    main([sys.argv[1], '--help'])\nexcept SystemExit:\n    pass\n"
         "print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
     )
-    for verb in ("train", "generate", "evaluate"):
+    for verb in ("train", "generate", "merge", "evaluate"):
         done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True, check=True)
         assert done.stderr.strip() == "set()", verb
         assert "examples:" in done.stdout

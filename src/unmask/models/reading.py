@@ -30,6 +30,11 @@ def hook_last_mlp(decoder: nn.Module) -> None:
         last.mlp.register_forward_hook(_scatter)
 
 
+def read_rows(values_BLX: Tensor) -> Tensor:
+    """Of a tensor with a value for each token, the rows that the last MLP is computing, [1, R, X]; only inside it."""
+    return values_BLX.flatten(0, 1).index_select(0, _here.read_R)[None]
+
+
 def _begin(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
     _here.read_R = keywords.get(KEYWORD)
 
