@@ -17,6 +17,8 @@ VERBS = {
     "train": "train a model from a recipe",
     "generate": "generate text from a run or model",
     "evaluate": "measure the likelihood of text, in bits per byte",
+    "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
+    "info": "what a checkpoint is and needs, without loading its weights",
 }
 _EXAMPLES = """\
 examples:
