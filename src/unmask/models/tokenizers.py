@@ -60,7 +60,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"There is no usable tokenizer in {name}: {error}") from None
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
-    tokenizer.init_kwargs.pop("auto_map", None)  # else what is saved would ask for remote code again
+    tokenizer.init_kwargs.pop("auto_map", None)  # what is saved is the stock class, and needs no remote code
     return tokenizer
 
 

@@ -177,6 +177,7 @@ def test_the_tokenizer_opens_without_remote_code_and_limits_what_is_predicted(
     assert all(encode(tokenizer, one["text"], special=True) == one["ids"] for one in vectors)
 
     save(checkpoint, tmp_path / "ours")
+    assert "auto_map" not in json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8"))
     plain = AutoTokenizer.from_pretrained(tmp_path / "ours")
     assert plain.mask_token_id == 151666 and plain("naïve 123")["input_ids"] == tokenizer("naïve 123")["input_ids"]
     assert load(tmp_path / "ours", device="cpu").backbone.diffusion == checkpoint.backbone.diffusion

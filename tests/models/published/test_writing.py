@@ -212,3 +212,10 @@ def test_a_model_trained_here_is_written_and_read_back(tmp_path: Path) -> None:
     assert again.backbone.network.config.eos_token_id == [2, 3]
     pairs = zip(again.backbone.network.parameters(), network.parameters(), strict=True)
     assert all(one.equal(other) for one, other in pairs)
+
+
+def test_the_docs_name_every_key_that_is_refused() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    for one in FORMATS.values():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {one.title} |")]
+        assert set(row.split("`")[1::2]) == set(one.refused)
