@@ -53,6 +53,16 @@ def to_yaml(settings: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
 
 
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Where two settings of one type differ: `key: old value -> new value` for each."""
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from differences(old, new, f"{prefix}{field.name}.")
+        elif old != new:
+            yield f"{prefix}{field.name}: {_plain(old)} -> {_plain(new)}"
+
+
 def check_keys(kind: type, tree: Any, *, source: str, path: str = "", root: type | None = None) -> None:
     """Refuse keys that are not fields of `kind`, naming the nearest one; `path` leads from `root` to `kind`."""
     root = root or kind
@@ -73,7 +83,8 @@ def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, st
     from docstring_parser import parse_from_object
 
     hints = typing.get_type_hints(kind)
-    texts = {one.arg_name: one.description or "" for one in parse_from_object(kind).params}
+    homes = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
+    texts = {one.arg_name: one.description or "" for home in homes for one in parse_from_object(home).params}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):

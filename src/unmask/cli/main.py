@@ -15,6 +15,7 @@ from unmask.errors import UnmaskError, nearest
 
 VERBS = {
     "train": "train a model from a recipe",
+    "pipeline": "pre-train, fine-tune and ask a model, stage by stage",
     "generate": "generate text from a run or model",
     "evaluate": "measure the likelihood of text, in bits per byte",
 }
