@@ -12,9 +12,9 @@ from unmask import config
 from unmask.cli.options import help_of_settings, parser, quiet_libraries
 from unmask.errors import SettingsError
 from unmask.runs import write_text
-from unmask.settings.pipeline import PipelineRecipe
+from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 
-_STAGES = ("pretraining", "sft", "inference")
+_STAGES: tuple[StageName, ...] = ("pretraining", "sft", "inference")
 _EXAMPLES = """\
   unmask pipeline recipes/llada-pipeline.yaml --dry-run
   unmask pipeline recipes/llada-pipeline.yaml --stage all pretraining.data.train=text.jsonl sft.data.train=chats.jsonl
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     return _run(pipeline, _STAGES if parsed.stage == "all" else (parsed.stage,), parsed.restart, dry=parsed.dry_run)
 
 
-def _run(pipeline: PipelineRecipe, stages: Sequence[str], restart: str | None, *, dry: bool) -> int:
+def _run(pipeline: PipelineRecipe, stages: Sequence[StageName], restart: TrainedStage | None, *, dry: bool) -> int:
     from unmask.training import pipeline as work
 
     asks = "inference" in stages

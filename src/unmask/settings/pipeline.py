@@ -10,6 +10,7 @@ from unmask.settings.decoding import SamplingParams
 from unmask.settings.recipe import Recipe, RunSettings, StageSettings
 
 TrainedStage = Literal["pretraining", "sft"]
+StageName = Literal["pretraining", "sft", "inference"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,16 +15,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from unmask import config
 from unmask.data.text import Corpus
 from unmask.errors import CheckpointError, DataError, SettingsError
 from unmask.runs import RunFolder, locate, write_text
-from unmask.settings.pipeline import PipelineRecipe, TrainedStage
+from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 from unmask.settings.recipe import Recipe
 
-TRAINED: tuple[TrainedStage, ...] = get_args(TrainedStage)
+TRAINED: tuple[TrainedStage, ...] = ("pretraining", "sft")
 # What an interrupted stage may go on with although it changed: the rest decides what its checkpoints mean.
 _FREE = ("training.", "evaluation.", "sampling.")
 
@@ -61,7 +60,7 @@ class Stage:
         return [first, *(f"  {note}" for note in (*self.notes, *(f"removes {one}" for one in self.removed)))]
 
 
-def plan(pipeline: PipelineRecipe, stages: Sequence[str], *, restart: str | None = None) -> list[Stage]:
+def plan(pipeline: PipelineRecipe, stages: Sequence[StageName], *, restart: TrainedStage | None = None) -> list[Stage]:
     """The trained ones among `stages`, in order, each checked against what is there.
 
     Args:
@@ -77,7 +76,7 @@ def plan(pipeline: PipelineRecipe, stages: Sequence[str], *, restart: str | None
     if restart is not None and restart not in stages:
         raise SettingsError(f"--restart {restart} needs a run of that stage. Add --stage all or --stage {restart}.")
     planned: list[Stage] = []
-    again: tuple[str, ...] = () if restart is None else TRAINED[TRAINED.index(restart) :]  # type: ignore[arg-type]
+    again = () if restart is None else TRAINED[TRAINED.index(restart) :]
     for name in (one for one in TRAINED if one in stages):
         recipe = pipeline.recipe(name, start=_start(pipeline, name, planned))
         run = run_folder(pipeline, name)
