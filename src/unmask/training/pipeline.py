@@ -77,7 +77,9 @@ def plan(pipeline: PipelineRecipe, stages: Sequence[StageName], *, restart: Trai
         raise SettingsError(f"--restart {restart} needs a run of that stage. Add --stage all or --stage {restart}.")
     planned: list[Stage] = []
     again = () if restart is None else TRAINED[TRAINED.index(restart) :]
-    for name in (one for one in TRAINED if one in stages):
+    for name in TRAINED:
+        if name not in stages:
+            continue
         recipe = pipeline.recipe(name, start=_start(pipeline, name, planned))
         run = run_folder(pipeline, name)
         stage = Stage(name, recipe, run) if name in again else _resumed(name, recipe, run, planned)
