@@ -23,6 +23,7 @@ ROOMS = [
     "decoding",
     "evaluation",
     "lm",
+    "conversation",
     "reports",
     "training",
     "cli",

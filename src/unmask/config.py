@@ -37,6 +37,18 @@ def load(kind: type[T], *, file: str | Path | None = None, overrides: Sequence[s
     return from_tree(kind, tree)
 
 
+def changed(settings: T, overrides: Sequence[str]) -> T:
+    """The settings with `key=value` overrides on top.
+
+    Raises:
+        SettingsError: the key or value is wrong.
+    """
+    tree = _plain(dataclasses.asdict(settings))  # type: ignore[call-overload]
+    for override in overrides:
+        _apply(type(settings), tree, override)
+    return from_tree(type(settings), tree)
+
+
 def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
     """Build settings of type `kind` from nested plain data whose keys are known."""
     parser = ArgumentParser(exit_on_error=False)

@@ -17,6 +17,7 @@ VERBS = {
     "train": "train a model from a recipe",
     "pipeline": "pre-train, fine-tune and ask a model, stage by stage",
     "generate": "generate text from a run or model",
+    "chat": "talk to a model in the terminal",
     "evaluate": "measure the likelihood of text, in bits per byte",
 }
 _EXAMPLES = """\
