@@ -45,7 +45,7 @@ def said(conversation: Conversation, *messages: str) -> list[Turn]:
 
 def read(turn: Turn) -> str:
     """What the model was given."""
-    return turn.conversation.tokenizer.decode(turn.prompt)
+    return turn.conversation.lm.tokenizer.decode(turn.prompt)  # type: ignore[union-attr]
 
 
 def with_text(lm: DiffusionLM, text: str, **params: object) -> Turn:
@@ -134,15 +134,22 @@ def test_settings_are_changed_together_checked_and_kept_on_a_mistake() -> None:
     conversation.command("/set unmasking=threshold confidence_threshold=0.9")
     assert conversation.command('/set stop=["a b", "c"]') == "stop: [] -> ['a b', 'c']"
     assert conversation.command("/set temperature=0.7") == "That is what it was."
+    # The originals' names; their steps are a total.
+    theirs = Conversation(conversation.lm, SamplingParams(max_new_tokens=16, block_length=4))
+    theirs.command("/set remasking=random steps=8")
+    assert (theirs.params.unmasking, theirs.params.denoising_steps) == ("random", 2)
+    theirs.command("/set gen-length=8 steps=8")
+    assert (theirs.params.max_new_tokens, theirs.params.denoising_steps) == (8, 4)
     kept = conversation.params
     for words, message in (
         ("temprature=1", "Did you mean `temperature`"),
         ("temperature=warm", "`temperature` must be a number, got 'warm'"),
         ("temperature=-1", "at least 0"),
-        ("top_k=3", "top_k is not used by canvas decoding"),
+        ("factor=1 mask_id=3", "the mask token comes from the checkpoint"),
+        ("infill_length=3", "fills no gaps"),
         ("confidence_threshold=null", "needs confidence_threshold"),
         ("n=2", "n must be 1"),
-        ("temperature", "key=value"),
+        ("temperature", "/set takes KEY=VALUE, got `temperature`"),
     ):
         with pytest.raises(SettingsError) as caught:
             conversation.command(f"/set {words}")

@@ -155,13 +155,15 @@ def _nested(parents: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _fitted(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A single value where a list is expected becomes a list of one."""
+def _fitted(kind: type, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A single value where a list is expected becomes a list of one; null only stands where it may."""
     fitted: dict[str, Any] = {}
     for key, value in tree.items():
         hint = typing.get_type_hints(kind)[key]
         if dataclasses.is_dataclass(hint):
-            value = _fitted(typing.cast(type, hint), value)
+            value = _fitted(typing.cast(type, hint), value, f"{prefix}{key}.")
+        elif value is None and (hint in (int, float, str, bool) or typing.get_origin(hint) is typing.Literal):
+            raise SettingsError(f"`{prefix}{key}` must be {type_name(hint)}, got null.")
         elif typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
             value = [] if value is None else [value]
         fitted[key] = list(value) if isinstance(value, tuple) else value

@@ -8,21 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from unmask import config
 from unmask.decoding.step import Step
 from unmask.errors import DataError, PromptError, SettingsError, nearest
 from unmask.lm import DiffusionLM
-from unmask.models.tokenizers import decode, encode
 from unmask.runs import write_text
+from unmask.settings import aliases
 from unmask.settings.checks import is_true
 from unmask.settings.decoding import SamplingParams
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Each is the method of its name.
 COMMANDS = {
@@ -69,7 +66,7 @@ class Conversation:
         is_plain: bool = False,
     ) -> None:
         self.lm, self.is_plain = lm, is_plain
-        self.tokenizer = _tokenizer(lm, is_plain=is_plain)
+        _check_template(lm, is_plain=is_plain)
         self.params = self._checked(params or SamplingParams())
         self.system: str | None = None
         self.turns: list[tuple[str, str]] = []
@@ -126,18 +123,17 @@ class Conversation:
     def _encoded(self, question: str, forgotten: int) -> list[int]:
         """The ids that the model continues."""
         if self.is_plain:
-            return encode(self.tokenizer, question, special=True)
+            return self.lm.codec.encode(question)
         from jinja2 import TemplateError
 
-        messages = [*self.messages(start=forgotten), {"role": "user", "content": question}]
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return self.lm.codec.encode([*self.messages(start=forgotten), {"role": "user", "content": question}])
         except TemplateError as error:
             raise PromptError(f"The model's chat template refuses this conversation: {error}") from None
-        return encode(self.tokenizer, cast(str, text), special=False)
 
     def _checked(self, params: SamplingParams) -> SamplingParams:
         is_true(params.n == 1, f"A chat has one reply per message: n must be 1, got {params.n}.")
+        is_true(params.infill_length == (), "A chat fills no gaps: leave infill_length out.")
         self.lm.resolved(params)
         return params
 
@@ -159,9 +155,9 @@ class Conversation:
     def _set(self, text: str) -> str:
         if not text:
             return _shown(self.lm.resolved(self.params))
-        pairs = re.split(r"\s+(?=[\w-]+=)", text) if "=" in text else [text.replace(" ", "=", 1)]
+        words = re.split(r"\s+(?=[\w-]+=)", text) if "=" in text else [text.replace(" ", "=", 1)]
         before = self.params
-        self.params = self._checked(config.changed(before, pairs))
+        self.params = self._checked(config.changed(before, _ours(words, before)))
         self.forgotten = 0
         return "\n".join(config.differences(before, self.params)) or "That is what it was."
 
@@ -223,7 +219,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The reply as far as it is known, up to a stop text; without the space around it unless plain."""
-        text = self._decoded()
+        text = self.conversation.lm.codec.continuation(self.prompt, self.tokens)
         for stop in self.params.stop:
             text = text.partition(stop)[0]
         return text if self.conversation.is_plain else text.strip()
@@ -241,10 +237,9 @@ class Turn:
     @property
     def is_cut(self) -> bool:
         """Whether the reply ended only because it had `max_new_tokens`."""
-        tokens, ends = self.tokens, set(self.params.stop_token_ids)
-        if not self.params.ignore_eos:
-            ends |= self.conversation.lm.end_ids()
-        text = self._decoded()
+        tokens, codec = self.tokens, self.conversation.lm.codec
+        ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else codec.end_ids())}
+        text = codec.continuation(self.prompt, tokens)
         has_ended = bool(tokens) and (tokens[-1] in ends or any(stop in text for stop in self.params.stop))
         return len(tokens) == self.params.max_new_tokens and not has_ended
 
@@ -252,12 +247,6 @@ class Turn:
         context = self.conversation.lm.backbone.context_length
         oldest = "oldest turn" if self.forgotten == 1 else f"{self.forgotten} oldest turns"
         return f"The context of {context} tokens is full: the model no longer sees the {oldest}."
-
-    def _decoded(self) -> str:
-        """The known tokens as text; decoded behind the prompt, because some tokenizers strip a leading space."""
-        tokenizer, tokens = self.conversation.tokenizer, self.tokens
-        before, both = decode(tokenizer, self.prompt), decode(tokenizer, [*self.prompt, *tokens])
-        return both[len(before) :] if both.startswith(before) else decode(tokenizer, tokens)
 
 
 def read_conversation(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
@@ -282,7 +271,7 @@ def read_conversation(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
     return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _tokenizer(lm: DiffusionLM, *, is_plain: bool) -> PreTrainedTokenizerBase:
+def _check_template(lm: DiffusionLM, *, is_plain: bool) -> None:
     if lm.tokenizer is None:
         raise PromptError(
             "This checkpoint has no tokenizer, so it cannot chat. Decode token ids in Python: lm.generate"
@@ -292,12 +281,23 @@ def _tokenizer(lm: DiffusionLM, *, is_plain: bool) -> PreTrainedTokenizerBase:
             "This model's tokenizer has no chat template, so nothing tells it where a message ends. Let it continue "
             "texts instead: --plain. Or fine-tune it on chats (data.format=chat) first."
         )
-    return lm.tokenizer
+
+
+def _ours(words: Sequence[str], current: SamplingParams) -> list[str]:
+    """`key=value` words whose keys may be those of LLaDA, Fast-dLLM and Dream, under our names."""
+    for word in words:
+        is_true("=" in word, f"/set takes KEY=VALUE, got `{word}`. Example: /set temperature=0.7")
+    given = {key.replace("-", "_"): value for key, _, value in (word.partition("=") for word in words)}
+    # How long a block is says what a total of steps means.
+    told = {aliases.RENAMED.get(name, name) for name in given}
+    sizes = {name: getattr(current, name) for name in ("max_new_tokens", "block_length") if name not in told}
+    known = {name: value for name, value in sizes.items() if value is not None} | given
+    return [f"{name}={value}" for name, value in aliases.translated(known).items()]
 
 
 def _shown(params: SamplingParams) -> str:
     """The parameters that matter, as `/set` reads them."""
-    fields = (field.name for field in dataclasses.fields(params) if field.name not in ("n", "trace"))
+    fields = (field.name for field in dataclasses.fields(params) if field.name not in ("n", "trace", "infill_length"))
     values = ((name, getattr(params, name)) for name in fields)
     return "\n".join(f"{name}={json.dumps(value)}" for name, value in values if value is not None)
 

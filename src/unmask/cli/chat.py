@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from unmask.cli.options import add_settings, parser, quiet_libraries, settings
+from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
 from unmask.errors import UnmaskError
-from unmask.settings.decoding import SamplingParams
 
 if TYPE_CHECKING:
     from unmask.conversation import Conversation, Turn
@@ -38,9 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--plain", action="store_true", help="continue each message as a text, without chat template")
     options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
     options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    add_settings(options, SamplingParams, "sampling")
+    add_sampling(options)
     parsed = options.parse_args(list(arguments))
-    params = settings(SamplingParams, parsed)
+    params = sampling(parsed)
     quiet_libraries()
     from unmask.conversation import Conversation
     from unmask.lm import DiffusionLM
@@ -158,7 +157,7 @@ class _Terminal:
         from unmask.reports.traces import frame
 
         if self.watches:
-            animate((frame(step, self.conversation.tokenizer) for step in turn), console=self.console)
+            animate((frame(step, self.conversation.lm.tokenizer) for step in turn), console=self.console)
         elif turn.is_growing:
             yield from turn
         else:
