@@ -8,6 +8,7 @@ import yaml
 from unmask import config
 from unmask.errors import SettingsError
 from unmask.settings.decoding import SamplingParams
+from unmask.settings.pipeline import PipelineRecipe
 from unmask.settings.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -33,7 +34,7 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_the_repository_is_valid(file: Path) -> None:
-    config.load(Recipe, file=file)
+    config.load(PipelineRecipe if file.stem.endswith("-pipeline") else Recipe, file=file)
 
 
 @pytest.mark.parametrize(
