@@ -23,7 +23,7 @@ ROOMS = [
     "decoding",
     "evaluation",
     "lm",
-    "conversation",
+    "dialogue",
     "reports",
     "training",
     "cli",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_conversation import chatting
+from tests.test_dialogue import chatting
 from unmask.cli.main import main
 
 # Enough tokens that a reply takes seconds, so that it can be stopped.
@@ -44,7 +44,7 @@ def test_a_pipe_gets_one_reply_per_line_and_notices_elsewhere(
     script = f'hi\n\n/set max_new_tokens=5\n"""two\nlines"""\n/save {saved}\n/quit\nnever read\n'
     assert piped(monkeypatch, script, models / model, "--max-new-tokens", "3", "--ignore-eos", "--watch") == 0
     captured = capsys.readouterr()
-    from unmask.conversation import read_conversation
+    from unmask.dialogue import read_conversation
 
     _, turns = read_conversation(saved)
     assert [question for question, _ in turns] == ["hi", "two\nlines"]

@@ -15,7 +15,7 @@ from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
-    from unmask.conversation import Conversation, Turn
+    from unmask.dialogue import Dialogue, Turn
 
 _EXAMPLES = """\
   unmask chat GSAI-ML/LLaDA-8B-Instruct --watch --max-new-tokens 64 --denoising-steps 32
@@ -41,32 +41,32 @@ def run(arguments: Sequence[str]) -> int:
     parsed = options.parse_args(list(arguments))
     params = sampling(parsed)
     quiet_libraries()
-    from unmask.conversation import Conversation
+    from unmask.dialogue import Dialogue
     from unmask.lm import DiffusionLM
 
     lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype)
-    conversation = Conversation(lm, params, system=parsed.system, is_plain=parsed.plain)
+    dialogue = Dialogue(lm, params, system=parsed.system, is_plain=parsed.plain)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        _Terminal(conversation, watches=parsed.watch).talk()
+        _Terminal(dialogue, watches=parsed.watch).talk()
     else:
-        _answer_lines(conversation)
+        _answer_lines(dialogue)
     return 0
 
 
-def _answer_lines(conversation: Conversation) -> None:
+def _answer_lines(dialogue: Dialogue) -> None:
     """Answer each line of stdin; the first mistake ends it."""
     for message in _messages(line.rstrip("\n") for line in sys.stdin):
         if message.startswith("/"):
-            notice = conversation.command(message)
+            notice = dialogue.command(message)
         else:
-            turn = conversation.ask(message)
+            turn = dialogue.ask(message)
             for _ in turn:
                 pass
             print(turn.text, flush=True)
             notice = turn.notice
         if notice:
             print(notice, file=sys.stderr)
-        if conversation.is_over:
+        if dialogue.is_over:
             return
 
 
@@ -85,10 +85,10 @@ def _messages(lines: Iterator[str]) -> Iterator[str]:
 class _Terminal:
     """A person at a terminal: mistakes are told and the talk goes on, Ctrl-C stops a reply."""
 
-    def __init__(self, conversation: Conversation, *, watches: bool) -> None:
+    def __init__(self, dialogue: Dialogue, *, watches: bool) -> None:
         from rich.console import Console
 
-        self.conversation, self.watches = conversation, watches
+        self.dialogue, self.watches = dialogue, watches
         self.console = Console(highlight=False)
         self.notices = Console(stderr=True, highlight=False)
         self.was_stopped = False
@@ -97,7 +97,7 @@ class _Terminal:
         """Read and answer until the end of the input, `/quit` or a second Ctrl-C."""
         with contextlib.suppress(ImportError):  # there is none on Windows
             import readline  # noqa: F401  (gives `input` editing and history)
-        self._notice(f"{self.conversation.lm!r}\n/help lists the commands, /quit leaves.")
+        self._notice(f"{self.dialogue.lm!r}\n/help lists the commands, /quit leaves.")
         for message in _messages(self._lines()):
             try:
                 self._answer(message)
@@ -106,7 +106,7 @@ class _Terminal:
             except KeyboardInterrupt:
                 self.was_stopped = True
                 self._notice("\n[stopped: this turn is left out of the conversation. Ctrl-C again leaves.]")
-            if self.conversation.is_over:
+            if self.dialogue.is_over:
                 return
 
     def _lines(self) -> Iterator[str]:
@@ -128,9 +128,9 @@ class _Terminal:
 
     def _answer(self, message: str) -> None:
         if message.startswith("/"):
-            self._notice(self.conversation.command(message))
+            self._notice(self.dialogue.command(message))
             return
-        turn = self.conversation.ask(message)
+        turn = self.dialogue.ask(message)
         self._notice(turn.notice)
         began = time.perf_counter()
         self._show(turn)
@@ -157,7 +157,7 @@ class _Terminal:
         from unmask.reports.traces import frame
 
         if self.watches:
-            animate((frame(step, self.conversation.lm.tokenizer) for step in turn), console=self.console)
+            animate((frame(step, self.dialogue.lm.tokenizer) for step in turn), console=self.console)
         elif turn.is_growing:
             yield from turn
         else:

@@ -1,4 +1,4 @@
-"""A conversation with a model: its turns, its settings and the commands that change them; nothing here is a terminal's.
+"""A conversation in progress: turns, settings, and the commands that change them; nothing here is a terminal's.
 
 In: what a person types. Out: a `Turn`, whose reply comes step by step, or a command's answer.
 """
@@ -38,7 +38,7 @@ Ctrl-C stops a reply, and its turn is left out of the conversation. Another Ctrl
 _PLAIN_SYSTEM = "With --plain each message is a text to continue, and there is no system message. Leave --plain out."
 
 
-class Conversation:
+class Dialogue:
     """Turns with one model.
 
     Args:
@@ -196,18 +196,18 @@ class Turn:
         step: the newest one.
     """
 
-    def __init__(self, conversation: Conversation, question: str, prompt: list[int], forgotten: int) -> None:
-        self.conversation, self.question, self.prompt, self.forgotten = conversation, question, prompt, forgotten
-        self.notice = "" if forgotten == conversation.forgotten else self._notice()
-        self.params = conversation.lm.resolved(conversation.params)
+    def __init__(self, dialogue: Dialogue, question: str, prompt: list[int], forgotten: int) -> None:
+        self.dialogue, self.question, self.prompt, self.forgotten = dialogue, question, prompt, forgotten
+        self.notice = "" if forgotten == dialogue.forgotten else self._notice()
+        self.params = dialogue.lm.resolved(dialogue.params)
         self.is_growing = self.params.decoding != "canvas"
         self.step: Step | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        for step in self.conversation.lm.stream(self.prompt, self.params):
+        for step in self.dialogue.lm.stream(self.prompt, self.params):
             self.step = step
             yield step
-        self.conversation.keep(self)
+        self.dialogue.keep(self)
 
     @property
     def tokens(self) -> list[int]:
@@ -219,10 +219,10 @@ class Turn:
     @property
     def text(self) -> str:
         """The reply as far as it is known, up to a stop text; without the space around it unless plain."""
-        text = self.conversation.lm.codec.continuation(self.prompt, self.tokens)
+        text = self.dialogue.lm.codec.continuation(self.prompt, self.tokens)
         for stop in self.params.stop:
             text = text.partition(stop)[0]
-        return text if self.conversation.is_plain else text.strip()
+        return text if self.dialogue.is_plain else text.strip()
 
     @property
     def settled(self) -> str:
@@ -237,14 +237,14 @@ class Turn:
     @property
     def is_cut(self) -> bool:
         """Whether the reply ended only because it had `max_new_tokens`."""
-        tokens, codec = self.tokens, self.conversation.lm.codec
+        tokens, codec = self.tokens, self.dialogue.lm.codec
         ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else codec.end_ids())}
         text = codec.continuation(self.prompt, tokens)
         has_ended = bool(tokens) and (tokens[-1] in ends or any(stop in text for stop in self.params.stop))
         return len(tokens) == self.params.max_new_tokens and not has_ended
 
     def _notice(self) -> str:
-        context = self.conversation.lm.backbone.context_length
+        context = self.dialogue.lm.backbone.context_length
         oldest = "oldest turn" if self.forgotten == 1 else f"{self.forgotten} oldest turns"
         return f"The context of {context} tokens is full: the model no longer sees the {oldest}."
 
