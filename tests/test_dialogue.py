@@ -129,11 +129,11 @@ def test_clear_forgets_the_turns_only(lm: DiffusionLM) -> None:
 def test_settings_are_changed_together_checked_and_kept_on_a_mistake() -> None:
     dialogue = Dialogue(chatting("masked_diffusion"), PARAMS)
     assert dialogue.command("/set temperature=0.5 seed=-3") == "temperature: 0.0 -> 0.5\nseed: 0 -> -3"
-    assert dialogue.command("/set temperature 0.7") == "temperature: 0.5 -> 0.7"
+    assert dialogue.command("/set temperature = 0.7") == "temperature: 0.5 -> 0.7"
     # Neither of the two is right without the other.
     dialogue.command("/set unmasking=threshold confidence_threshold=0.9")
     assert dialogue.command('/set stop=["a b", "c"]') == "stop: [] -> ['a b', 'c']"
-    assert dialogue.command("/set temperature=0.7") == "That is what it was."
+    assert dialogue.command("/set temperature 0.7") == "That is what it was."
     # The originals' names; their steps are a total.
     theirs = Dialogue(dialogue.lm, SamplingParams(max_new_tokens=16, block_length=4))
     theirs.command("/set remasking=random steps=8")
@@ -214,8 +214,10 @@ def test_unknown_commands_name_the_nearest(lm: DiffusionLM) -> None:
         dialogue.command("/claer")
     with pytest.raises(SettingsError, match="/save needs the name of a file"):
         dialogue.command("/save")
-    with pytest.raises(DataError, match=r"no conversation gone\.jsonl"):
+    with pytest.raises(DataError, match=r"gone\.jsonl cannot be read: No such file"):
         dialogue.command("/load gone.jsonl")
+    with pytest.raises(DataError, match="/dev/null/x cannot be written"):
+        dialogue.command("/save /dev/null/x")
     assert all(name in dialogue.command("/help") for name in COMMANDS)
     assert not dialogue.is_over
     dialogue.command("/quit")

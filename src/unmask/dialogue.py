@@ -106,7 +106,7 @@ class Dialogue:
 
         Raises:
             SettingsError: there is no such command, or its argument is wrong.
-            DataError: a file cannot be read as a conversation.
+            DataError: a file cannot be written, or not be read as a conversation.
         """
         name, _, rest = line.strip().partition(" ")
         if name not in COMMANDS:
@@ -166,7 +166,10 @@ class Dialogue:
         is_true(
             not path.exists() or path == self._file, f"{path} exists already. Take another name, or remove it first."
         )
-        write_text(path, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
+        try:
+            write_text(path, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}. Take another name.") from None
         self._file = path
         return f"Saved {_counted(len(self.turns))} in {path}."
 
@@ -255,10 +258,11 @@ def read_conversation(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
     Raises:
         DataError: the file is missing or holds something else.
     """
-    if not path.is_file():
-        raise DataError(f"There is no conversation {path} (in {Path.cwd()}).")
     try:
-        messages = [(one["role"], one["content"]) for one in json.loads(path.read_text(encoding="utf-8"))["messages"]]
+        text = path.read_text(encoding="utf-8")
+        messages = [(one["role"], one["content"]) for one in json.loads(text)["messages"]]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror} (in {Path.cwd()}).") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no conversation ({error}). It must be one line: "
@@ -287,7 +291,7 @@ def _ours(words: Sequence[str], current: SamplingParams) -> list[str]:
     """`key=value` words whose keys may be those of LLaDA, Fast-dLLM and Dream, under our names."""
     for word in words:
         is_true("=" in word, f"/set takes KEY=VALUE, got `{word}`. Example: /set temperature=0.7")
-    given = {key.replace("-", "_"): value for key, _, value in (word.partition("=") for word in words)}
+    given = {key.strip().replace("-", "_"): value for key, _, value in (word.partition("=") for word in words)}
     # How long a block is says what a total of steps means.
     told = {aliases.RENAMED.get(name, name) for name in given}
     sizes = {name: getattr(current, name) for name in ("max_new_tokens", "block_length") if name not in told}

@@ -49,6 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     if sys.stdin.isatty() and sys.stdout.isatty():
         _Terminal(dialogue, watches=parsed.watch).talk()
     else:
+        if parsed.watch:
+            print("--watch needs a terminal; replies are printed when they are complete.", file=sys.stderr)
         _answer_lines(dialogue)
     return 0
 
