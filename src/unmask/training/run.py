@@ -19,7 +19,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment, write_text
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.distributed import start
+from unmask.training.distributed import end, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, prepare_model, prepare_text, prepare_tokenizer
 from unmask.training.trainer import Trainer, total_steps, truncate_metrics, write_final
@@ -43,12 +43,13 @@ class Outcome:
     is_main: bool
 
 
-def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
+def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) -> Outcome:
     """Run a recipe.
 
     Args:
         recipe: what to train.
         resume: `auto` goes on from the run's latest checkpoint (or starts), a folder from that one; None starts anew.
+        is_last: whether the processes part afterwards; a group that has parted cannot reliably meet again.
 
     Raises:
         CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
@@ -75,7 +76,7 @@ def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
             _finish(recipe, run)
     finally:
         trainer.console.close()
-        accelerator.end_training()
+        end(accelerator, is_last=is_last)
     return Outcome(run, ended_by, accelerator.is_main_process)
 
 
