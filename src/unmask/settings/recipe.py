@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from unmask.settings.checks import is_true
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
@@ -34,3 +35,10 @@ class Recipe:
     """How held-out text is scored during training."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """How the samples in the run folder are generated."""
+
+    def __post_init__(self) -> None:
+        is_true(
+            self.data.format == "text" or self.objective.random_length_probability == 0,
+            "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
+            "with data.format=chat.",
+        )
