@@ -1,8 +1,8 @@
 """One conversation in each row, filled up to the longest row of the global batch.
 
-In: tokenised conversations. Out: rows by number. What fills a row up is EOS that counts as answer (LLaDA's SFT,
-arXiv 2502.09992, appendix B.1: masked, supervised and attended like any other answer token), at most so many of them,
-or padding that nothing sees.
+In: tokenised conversations. Out: rows by number. What fills a row up is EOS that counts as answer (LLaDA's SFT, arXiv
+2502.09992: masked, supervised and attended like any other answer token), at most so many of them, or padding that
+nothing sees.
 """
 
 from __future__ import annotations

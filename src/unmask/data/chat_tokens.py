@@ -59,12 +59,14 @@ class ChatDocuments:
         self.refused = 0
         rows = self._rows()
         while batch := list(itertools.islice(rows, _CONVERSATIONS_AT_ONCE)):
-            yield from self.encoder.documents(batch)
+            documents = self.encoder.documents([pieces for pieces, _ in batch])
+            yield from (one._replace(where=where) for one, (_, where) in zip(documents, batch, strict=True))
 
-    def _rows(self) -> Iterator[list[Piece]]:
+    def _rows(self) -> Iterator[tuple[list[Piece], str]]:
         for one in self.conversations:
             try:
-                yield from self.encoder.template.rows(one, self.supervise)
+                for pieces in self.encoder.template.rows(one, self.supervise):
+                    yield pieces, one.where
             except DataError as error:
                 self.malformed(f"{one.where}: {error}")
                 self.refused += 1
@@ -131,14 +133,14 @@ class ChatEncoder:
         """Token ids of a piece whose control tokens are found here: those that a message spells stay text."""
         ids: list[int] = []
         stops: list[int] = []
-        reached, joined = 0, self._adds_space and piece.joined
+        reached = 0
         for part in _parts(piece.text, self.template):
             if part in self.template.control_tokens:
                 tokens = _Tokens([cast(int, self.tokenizer.convert_tokens_to_ids(part))], [len(part)])
-                joined = False
             else:
                 part = _spelled_out(piece._replace(text=part))
-                (tokens,) = self._tokens([part], [joined], split=True)
+                anchored = self._adds_space and piece.joined and reached == 0
+                (tokens,) = self._tokens([part], [anchored], split=True)
             ids += tokens.ids
             stops += [reached + stop for stop in tokens.stops]
             reached += len(part)

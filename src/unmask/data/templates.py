@@ -184,7 +184,7 @@ class ChatTemplate:
     def _span(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> tuple[int, int]:
         """Where reply `number` stands in the text of all messages, with its end-of-turn token."""
         before = self.render(messages[:number], reply=True)
-        turn = self.render(messages[: number + 1])
+        turn = text if number + 1 == len(messages) else self.render(messages[: number + 1])
         if not turn.startswith(before):
             raise SettingsError(
                 "The chat template does not begin a reply as its generation prompt does "

@@ -58,8 +58,8 @@ class Example:
 def normalized(example: Example, size_B: Tensor, normalize: Literal["tokens", "answers"]) -> Example:
     """The example of one term, divided by its tokens or, answer by answer, by each one's own tokens.
 
-    An answer is all that is supervised in a row: with several replies, all of them together (LLaDA, arXiv 2502.09992,
-    section 2.3 and its guidelines: 1/B times the sum over answers of their loss divided by their length).
+    An answer is all that is supervised in a row: with several replies, all of them together. The mean over answers of
+    their loss per token is the loss of LLaDA's SFT guidelines.
 
     Args:
         example: with weights that are not divided by anything yet.
