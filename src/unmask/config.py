@@ -37,6 +37,18 @@ def load(kind: type[T], *, file: str | Path | None = None, overrides: Sequence[s
     return from_tree(kind, tree)
 
 
+def changed(settings: T, overrides: Sequence[str]) -> T:
+    """The settings with `key=value` overrides on top.
+
+    Raises:
+        SettingsError: the key or value is wrong.
+    """
+    tree = _plain(dataclasses.asdict(settings))  # type: ignore[call-overload]
+    for override in overrides:
+        _apply(type(settings), tree, override)
+    return from_tree(type(settings), tree)
+
+
 def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
     """Build settings of type `kind` from nested plain data whose keys are known."""
     parser = ArgumentParser(exit_on_error=False)
@@ -51,6 +63,16 @@ def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
 def to_yaml(settings: Any) -> str:
     """The settings as YAML that `load` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Where two settings of one type differ: `key: old value -> new value` for each."""
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from differences(old, new, f"{prefix}{field.name}.")
+        elif old != new:
+            yield f"{prefix}{field.name}: {_plain(old)} -> {_plain(new)}"
 
 
 def check_keys(kind: type, tree: Any, *, source: str, path: str = "", root: type | None = None) -> None:
@@ -73,7 +95,8 @@ def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, st
     from docstring_parser import parse_from_object
 
     hints = typing.get_type_hints(kind)
-    texts = {one.arg_name: one.description or "" for one in parse_from_object(kind).params}
+    homes = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
+    texts = {one.arg_name: one.description or "" for home in homes for one in parse_from_object(home).params}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -137,13 +160,15 @@ def _nested(parents: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _fitted(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A single value where a list is expected becomes a list of one."""
+def _fitted(kind: type, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A single value where a list is expected becomes a list of one; null only stands where it may."""
     fitted: dict[str, Any] = {}
     for key, value in tree.items():
         hint = typing.get_type_hints(kind)[key]
         if dataclasses.is_dataclass(hint):
-            value = _fitted(typing.cast(type, hint), value)
+            value = _fitted(typing.cast(type, hint), value, f"{prefix}{key}.")
+        elif value is None and (hint in (int, float, str, bool) or typing.get_origin(hint) is typing.Literal):
+            raise SettingsError(f"`{prefix}{key}` must be {type_name(hint)}, got null.")
         elif typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
             value = [] if value is None else [value]
         fitted[key] = list(value) if isinstance(value, tuple) else value

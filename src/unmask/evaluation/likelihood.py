@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.data.batch import Batch
-from unmask.data.packing import PackedText
+from unmask.data.rows import Rows
 from unmask.diffusion.corruption import corrupt
 from unmask.errors import PromptError
 from unmask.evaluation.masks import systematic_stderr
@@ -92,14 +92,13 @@ class Likelihood:
 
 
 def evaluate(
-    backbone: Backbone, text: PackedText, settings: EvaluationSettings, *, losses: Losses | None = None
+    backbone: Backbone, text: Rows, settings: EvaluationSettings, *, losses: Losses | None = None
 ) -> Likelihood:
-    """Likelihood of packed text, over its first `max_rows` rows; arguments as in `row_nats`."""
-    num_rows = min(len(text), settings.max_rows or len(text))
+    """Likelihood of text or of answers, over the first `max_rows` rows; arguments as in `row_nats`."""
+    rows = np.arange(min(len(text), settings.max_rows or len(text)))
     parts: list[RowNats] = []
-    for start in range(0, num_rows, settings.batch_size):
-        rows = np.arange(start, min(start + settings.batch_size, num_rows))
-        batch = text.batch(rows, global_row=start, global_rows=num_rows, step=0)
+    for start in range(0, len(rows), settings.batch_size):
+        batch = text.batch(rows, start, start + settings.batch_size, step=0)
         parts.append(row_nats(backbone, batch, settings, losses=losses))
     return summed(RowNats(*(torch.cat(fields) for fields in zip(*parts, strict=True))), is_bound(backbone))
 
