@@ -355,7 +355,7 @@ class _Job:
 def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
     """The parameters with one length for each gap."""
     lengths = params.infill_length
-    if len(lengths) not in (1, gaps) or gaps < 1:
+    if gaps > 0 and len(lengths) not in (1, gaps):
         raise SettingsError(
             f"infill_length must give the tokens of the gaps, one number for all or one each ({gaps}), got {lengths}."
         )

@@ -19,6 +19,7 @@ VERBS = {
     "generate": "generate text from a run or model",
     "chat": "talk to a model in the terminal",
     "evaluate": "measure the likelihood of text, in bits per byte",
+    "merge": "merge an adapter into its base model",
 }
 _EXAMPLES = """\
 examples:

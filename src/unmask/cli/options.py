@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging as stdlib_logging
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -106,7 +107,8 @@ def _meaning(name: str) -> str:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and notices of `transformers` between our own lines."""
+    """No progress bars and notices of libraries between our own lines."""
+    stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

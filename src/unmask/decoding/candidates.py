@@ -73,8 +73,8 @@ def candidates(logits_RV: Tensor, params: SamplingParams, keys: Keys, *, late: S
 def most_likely(logits_RV: Tensor) -> Candidates:
     """The argmax and its probability."""
     logits_RV = _wide(logits_RV)
-    best_R, token_R = logits_RV.max(dim=-1)
-    confidence_R = (best_R - logits_RV.logsumexp(dim=-1)).exp()
+    best_R1, token_R1 = logits_RV.max(dim=-1, keepdim=True)
+    token_R, confidence_R = token_R1[:, 0], (logits_RV - best_R1).exp_().sum(dim=-1).reciprocal_()
     return Candidates(token_R, confidence_R, confidence_R)
 
 

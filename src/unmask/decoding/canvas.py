@@ -67,6 +67,7 @@ class CanvasRun:
 
     def __init__(self, backbone: Backbone, rows: Sequence[Row], params: SamplingParams, stop: StopRule) -> None:
         self.backbone, self.params, self.stop = backbone, params, stop
+        self._device = backbone.device
         templates = [row.template(params.max_new_tokens) for row in rows]
         width = max(map(len, templates))
         self._progress = [
@@ -249,7 +250,7 @@ class CanvasRun:
 
     def _build(self, rows: Sequence[Row], templates: Sequence[Sequence[int | None]], width: int) -> None:
         """The tensors of the canvases and the network's view of them."""
-        device, mask_id = self.backbone.device, self.backbone.diffusion.mask_token_id
+        device, mask_id = self._device, self.backbone.diffusion.mask_token_id
         assert mask_id is not None, "a canvas needs a mask token; the caller checks it"
         self._mask_id = mask_id
         pads = [[0] * (width - len(template)) for template in templates]
@@ -276,7 +277,7 @@ class CanvasRun:
         self._begin_blocks()
 
     def _host_tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.backbone.device)
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
 
 
 class _Pace:

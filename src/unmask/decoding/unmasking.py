@@ -19,6 +19,9 @@ DREAM_EPSILON = 1e-3
 
 def most_confident(certainty_BW: Tensor, masked_BW: Tensor, quota: int | Tensor) -> Tensor:
     """The `quota` (int, or int64 [B]) most certain masked places of each row; the first of equals. Bool [B, W]."""
+    if isinstance(quota, int) and quota == 1:
+        best_B1 = _eligible(certainty_BW, masked_BW).max(dim=1, keepdim=True).indices
+        return torch.zeros_like(masked_BW).scatter_(1, best_B1, True) & masked_BW
     quota_B1 = quota[:, None] if isinstance(quota, Tensor) else quota
     return (_rank(certainty_BW, masked_BW) < quota_B1) & masked_BW
 
@@ -86,9 +89,11 @@ def reveal_counts(schedule: RevealSchedule, places: int, steps: int) -> list[int
 
 def _rank(certainty_BW: Tensor, masked_BW: Tensor) -> Tensor:
     """Rank of each place among its row's masked ones, most certain first, from 0; others come behind."""
-    # A masked place may be least certain of all (-inf), and still comes before those that are not masked.
-    lowest = torch.finfo(certainty_BW.dtype).min
-    eligible_BW = certainty_BW.clamp(min=lowest).masked_fill(~masked_BW, -torch.inf)
-    order_BW = eligible_BW.argsort(dim=1, descending=True, stable=True)
+    order_BW = _eligible(certainty_BW, masked_BW).argsort(dim=1, descending=True, stable=True)
     place_W = torch.arange(order_BW.shape[1], device=order_BW.device).expand_as(order_BW)
     return torch.empty_like(order_BW).scatter_(1, order_BW, place_W)
+
+
+def _eligible(certainty_BW: Tensor, masked_BW: Tensor) -> Tensor:
+    """-inf where not masked; a masked place may be least certain of all and still comes first."""
+    return certainty_BW.clamp(min=torch.finfo(certainty_BW.dtype).min).masked_fill(~masked_BW, -torch.inf)

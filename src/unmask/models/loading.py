@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.errors import CheckpointError
+from unmask.models import adapters, quantization
+from unmask.models.adapters import SavedAdapter
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
 from unmask.models.families import FAMILIES, family_of
 from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
+from unmask.settings.adapter import Quantization
 from unmask.settings.model import DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 
@@ -58,21 +61,33 @@ def load(
     device: torch.device | str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     attention_backend: AttentionBackend = "dense",
+    quantize: Quantization | Literal["auto"] | None = "auto",
 ) -> Checkpoint:
-    """Load a model folder or hub id.
+    """Load a model folder or hub id; an adapter comes on its base, active.
 
     Args:
-        name: folder with `config.json`, or hub id.
-        dtype: type of the weights; `auto` is what the checkpoint was saved in.
+        name: folder with `config.json` or `adapter_config.json`, or hub id.
+        dtype: type of the weights; `auto` is what the checkpoint was saved in, for an adapter what it was trained on.
         device: where to put it (default: the accelerator, else the CPU); not with `device_map`.
         device_map: placement over several devices, as in `transformers`.
         attention_backend: `dense` or `flex`.
+        quantize: `nf4` puts frozen linear layers into 4 bits, None does not; `auto` is what an adapter was trained on.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, not supported or does not fit its configuration.
+        SettingsError: the quantisation does not run here.
     """
+    saved = adapters.find(name)
+    if saved is not None:
+        placement = {"device": device, "device_map": device_map, "attention_backend": attention_backend}
+        return _load_adapter(saved, dtype, quantize, **placement)
     config = _read_config(name)
     network_class = family_of(config, str(name)).model()
+    options: dict[str, Any] = {}
+    if quantize == "nf4":
+        target = torch.device(device or default_device())
+        options["quantization_config"] = quantization.nf4(_resolved(dtype, config), target)
+        device_map = device_map or {"": target}
     try:
         loaded = network_class.from_pretrained(
             str(name),
@@ -82,11 +97,13 @@ def load(
             attn_implementation=ATTENTION_NAME,
             ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
             output_loading_info=True,
+            **options,
         )
     except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
     network, report = cast("tuple[PreTrainedModel, Any]", loaded)
     _check_report(report, str(name))
+    quantization.tame(network)
     if device_map is None:
         network.to(device or default_device())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(name) if _has_tokenizer(name) else None
@@ -130,6 +147,11 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
     backbone, tokenizer = checkpoint.backbone, checkpoint.tokenizer
     entry = backbone.diffusion
     if settings.method != "autoregressive" and entry.mask_token_id is None:
+        if backbone.adapter is not None:
+            raise CheckpointError(
+                f"The adapter has no mask token, and {settings.method} needs one. Merge it first: unmask merge "
+                "ADAPTER OUT"
+            )
         mask = _add_mask_token(backbone.network, tokenizer, entry.vocabulary_size)
         entry = dataclasses.replace(entry, mask_token_id=mask, vocabulary_size=max(entry.vocabulary_size, mask + 1))
     shift = entry.logit_shift if settings.logit_shift is None else settings.logit_shift
@@ -147,20 +169,57 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model into `folder`; `weights` replaces the network's own (an average, or gathered shards)."""
+    """Write the model, or its adapter, into `folder`; `weights` replaces its own (an average, or gathered shards)."""
     network = checkpoint.backbone.network
-    network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
-    network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+    if checkpoint.backbone.adapter is not None:
+        adapters.save(checkpoint.backbone, folder, weights)
+    else:
+        network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
+        network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
 
 
 def parameter_counts(network: PreTrainedModel) -> tuple[int, int]:
     """All parameters, and those outside the input and output embeddings."""
-    total = sum(parameter.numel() for parameter in network.parameters())
+    total = sum(quantization.num_weights(parameter) for parameter in network.parameters())
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
-    embeddings = {id(end.weight): end.weight.numel() for end in ends}  # type: ignore[union-attr]
+    embeddings = {id(one): one.numel() for end in ends for one in end.parameters()}  # type: ignore[union-attr]
     return total, total - sum(embeddings.values())
+
+
+def _load_adapter(
+    saved: SavedAdapter, dtype: torch.dtype | str, quantize: Quantization | Literal["auto"] | None, **placement: Any
+) -> Checkpoint:
+    """The base of an adapter, made what it was in training, with the adapter on it."""
+    if adapters.find(saved.base) is not None:
+        raise CheckpointError(
+            f"The base of the adapter {saved.name}, {saved.base}, is an adapter itself. Merge it first."
+        )
+    quantize = saved.quantization if quantize == "auto" else quantize
+    if dtype == "auto" and quantize == saved.quantization:
+        dtype = saved.dtype or "auto"
+    try:
+        checkpoint = load(saved.base, dtype=dtype, quantize=quantize, **placement)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The adapter {saved.name} lacks its base model {saved.base}. {error} Put the base there, or write where "
+            f"it is now into `base_model_name_or_path` of {saved.name}/adapter_config.json."
+        ) from None
+    backbone = checkpoint.backbone
+    entry = saved.diffusion or backbone.diffusion
+    if entry.mask_token_id is not None and backbone.diffusion.mask_token_id is None:
+        _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
+    backbone.configure(entry)
+    adapters.restore(backbone, saved)
+    tokenizer = load_tokenizer(saved.name) if _has_tokenizer(saved.name) else checkpoint.tokenizer
+    return Checkpoint(backbone.eval(), tokenizer)
+
+
+def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype:
+    """The type of the weights that `from_pretrained` will choose."""
+    chosen = config.dtype or torch.float32 if dtype == "auto" else dtype
+    return chosen if isinstance(chosen, torch.dtype) else getattr(torch, chosen)
 
 
 def _read_config(name: str | Path) -> PreTrainedConfig:
@@ -240,6 +299,12 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 f"The tokenizer's mask token {tokenizer.mask_token!r} (id {mask}) is also its pad, bos or eos token. "
                 "Give it a mask token of its own."
             )
+    _give_row(network, mask, used=used)
+    return mask
+
+
+def _give_row(network: PreTrainedModel, mask: int, *, used: int) -> None:
+    """Let the mask token's embedding rows, new ones if need be, be the mean of the `used` rows."""
     rows = network.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if mask >= rows:
         network.resize_token_embeddings(mask + 1, mean_resizing=False)
@@ -247,4 +312,3 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         for end in (network.get_input_embeddings(), network.get_output_embeddings()):
             weight = cast(Tensor, end.weight)  # type: ignore[union-attr]
             weight[mask] = weight[:used].mean(dim=0)
-    return mask
