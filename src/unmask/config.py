@@ -30,7 +30,7 @@ def load(kind: type[T], *, file: str | Path | None = None, overrides: Sequence[s
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
-    tree: dict[str, Any] = {} if file is None else _read(Path(file))
+    tree: dict[str, Any] = {} if file is None else read_yaml(Path(file))
     check_keys(kind, tree, source=str(file))
     for override in overrides:
         _apply(kind, tree, override)
@@ -119,7 +119,12 @@ def type_name(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The key-value pairs of a YAML file.
+
+    Raises:
+        SettingsError: the file is missing, not YAML, or holds something else.
+    """
     if not file.is_file():
         beside = sorted(str(one) for one in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         there = f"Recipes there: {', '.join(beside)}." if beside else "There are no .yaml files in that folder."

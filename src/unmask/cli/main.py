@@ -18,7 +18,9 @@ VERBS = {
     "pipeline": "pre-train, fine-tune and ask a model, stage by stage",
     "generate": "generate text from a run or model",
     "chat": "talk to a model in the terminal",
-    "evaluate": "measure the likelihood of text, in bits per byte",
+    "evaluate": "measure the likelihood of text, or downstream tasks",
+    "info": "what a checkpoint is and needs, without loading its weights",
+    "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
     "merge": "merge an adapter into its base model",
 }
 _EXAMPLES = """\

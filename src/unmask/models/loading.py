@@ -1,20 +1,19 @@
 """Checkpoints: a folder or hub id -> network, tokenizer and diffusion entry; and back.
 
-Loading is strict: a tensor that is missing, left over or of another shape is an error that names it. Saving writes
-a folder that plain `transformers` opens; our one addition is the `diffusion` entry of its `config.json`.
+Loading is strict: a tensor that is missing, left over or of another shape is an error that names it. Published formats
+(LLaDA, Dream) become stock networks as they are read, tensor by tensor. Saving writes a folder that plain
+`transformers` opens; our one addition is the `diffusion` entry of its `config.json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -23,7 +22,10 @@ from unmask.errors import CheckpointError
 from unmask.models import adapters, quantization
 from unmask.models.adapters import SavedAdapter
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
-from unmask.models.families import FAMILIES, family_of
+from unmask.models.families import FAMILIES
+from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.published.format import PublishedFormat, limited
+from unmask.models.source import Source, read_source, weights_of
 from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
@@ -33,7 +35,7 @@ from unmask.settings.objective import ObjectiveSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -81,34 +83,48 @@ def load(
     if saved is not None:
         placement = {"device": device, "device_map": device_map, "attention_backend": attention_backend}
         return _load_adapter(saved, dtype, quantize, **placement)
-    config = _read_config(name)
-    network_class = family_of(config, str(name)).model()
+    source = read_source(name)
+    target = torch.device(device or default_device())
     options: dict[str, Any] = {}
     if quantize == "nf4":
-        target = torch.device(device or default_device())
-        options["quantization_config"] = quantization.nf4(_resolved(dtype, config), target)
+        options["quantization_config"] = quantization.nf4(_resolved(dtype, source.config), target)
         device_map = device_map or {"": target}
-    try:
-        loaded = network_class.from_pretrained(
-            str(name),
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=ATTENTION_NAME,
-            ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
+    if device_map is None and target.type != "cpu":
+        device_map = {"": target}  # the weights go where they belong as they are read, not by way of the CPU
+    with weights_of(source, dtype) as weights:
+        try:
+            loaded = source.family.model().from_pretrained(
+                **weights,
+                config=source.config,
+                device_map=device_map,
+                attn_implementation=ATTENTION_NAME,
+                ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
     network, report = cast("tuple[PreTrainedModel, Any]", loaded)
-    _check_report(report, str(name))
+    _check_report(report, source)
     quantization.tame(network)
-    if device_map is None:
-        network.to(device or default_device())  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(name) if _has_tokenizer(name) else None
-    backbone = Backbone(network, _diffusion_entry(config, tokenizer, str(name)), attention_backend=attention_backend)
-    return Checkpoint(backbone.eval(), tokenizer)
+    return _assembled(source, network, attention_backend)
+
+
+def outline(name: str | Path) -> Checkpoint:
+    """The checkpoint without its weights: its parameters are on the meta device, where they have shapes but no values.
+
+    Raises:
+        CheckpointError: as in `load`, as far as the configuration and the tokenizer tell.
+    """
+    from transformers import GenerationConfig
+
+    source = read_source(name)
+    with torch.device("meta"):
+        network = source.family.model()(source.config)
+    generation = read_json(source.folder, GENERATION_CONFIG)
+    if generation is not None and source.published is None:
+        network.generation_config = GenerationConfig.from_dict(generation)
+    return _assembled(source, network, "dense")
 
 
 def create(
@@ -168,14 +184,24 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
     return checkpoint
 
 
-def save(checkpoint: Checkpoint, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model, or its adapter, into `folder`; `weights` replaces its own (an average, or gathered shards)."""
+def save(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or `5GB`).
+
+    `weights` replaces its own (an average, or gathered shards).
+    """
     network = checkpoint.backbone.network
     if checkpoint.backbone.adapter is not None:
         adapters.save(checkpoint.backbone, folder, weights)
     else:
         network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
-        network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        state = None if weights is None else dict(weights)
+        network.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
 
@@ -212,7 +238,8 @@ def _load_adapter(
         _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
     backbone.configure(entry)
     adapters.restore(backbone, saved)
-    tokenizer = load_tokenizer(saved.name) if _has_tokenizer(saved.name) else checkpoint.tokenizer
+    folder = fetched(saved.name)
+    tokenizer = load_tokenizer(folder) if _has_tokenizer(folder) else checkpoint.tokenizer
     return Checkpoint(backbone.eval(), tokenizer)
 
 
@@ -222,58 +249,47 @@ def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype
     return chosen if isinstance(chosen, torch.dtype) else getattr(torch, chosen)
 
 
-def _read_config(name: str | Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(name))
-    except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        known = "is not supported" if (Path(name) / "config.json").is_file() else "was not found"
-        raise CheckpointError(
-            f"The model configuration of {name} {known}: {str(error).splitlines()[0]} Give a folder with the "
-            f"config.json of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
-        ) from None
+def _assembled(source: Source, network: PreTrainedModel, attention_backend: AttentionBackend) -> Checkpoint:
+    tokenizer = load_tokenizer(source.folder) if _has_tokenizer(source.folder) else None
+    backbone = Backbone(network, _diffusion_entry(source, tokenizer), attention_backend=attention_backend)
+    return Checkpoint(backbone.eval(), tokenizer)
 
 
-def _check_report(report: Any, name: str) -> None:
+def _check_report(report: Any, source: Source) -> None:
     problems = [
-        f"{label}: {', '.join(_named(key) for key in sorted(keys, key=str)[:8])}"
+        f"{label}: {', '.join(_named(key, source.published) for key in sorted(keys, key=str)[:8])}"
         for label in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if (keys := list(report[label] if isinstance(report, dict) else getattr(report, label)))
     ]
     if problems:
         raise CheckpointError(
-            f"The tensors in {name} do not fit its configuration. {'; '.join(problems)}. "
+            f"The tensors in {source.name} do not fit its configuration. {'; '.join(problems)}. "
             "The checkpoint is of another shape, or incomplete; copy or convert it again."
         )
 
 
-def _named(key: object) -> str:
-    """A tensor's name, and its two shapes where they differ."""
-    return f"{key[0]} (file {tuple(key[1])}, model {tuple(key[2])})" if isinstance(key, tuple) else str(key)
+def _named(key: object, published: PublishedFormat | None) -> str:
+    """A tensor's name in the files, and its two shapes where they differ."""
+    name, *shapes = key if isinstance(key, tuple) else (key,)
+    if published is not None:
+        name = published.published_tensor(str(name))
+    return f"{name} (file {tuple(shapes[0])}, model {tuple(shapes[1])})" if shapes else str(name)
 
 
-def _has_tokenizer(name: str | Path) -> bool:
-    if os.path.isdir(name):
-        return any((Path(name) / file).is_file() for file in _TOKENIZER_FILES)
-    return True
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def _diffusion_entry(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, name: str) -> DiffusionConfig:
-    entry = getattr(config, "diffusion", None)
-    rows = int(config.vocab_size)
-    if entry is None:
-        known = rows if tokenizer is None else vocabulary_size(tokenizer)
-        diffusion = DiffusionConfig(method="autoregressive", vocabulary_size=min(known, rows))
+def _diffusion_entry(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:
+    rows = int(source.config.vocab_size)
+    if source.entry is None:
+        diffusion = limited(DiffusionConfig(method="autoregressive", vocabulary_size=rows), tokenizer)
     else:
-        diffusion = DiffusionConfig.from_dict(entry, source=name)
+        diffusion = source.entry if source.published is None else limited(source.entry, tokenizer)
     mask = diffusion.mask_token_id
     if diffusion.vocabulary_size > rows or (mask is not None and not 0 <= mask < rows):
         raise CheckpointError(
-            f"The `diffusion` entry of {name} names ids beyond its {rows} embedding rows "
+            f"The `diffusion` entry of {source.name} names ids beyond its {rows} embedding rows "
             f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
         )
     return diffusion

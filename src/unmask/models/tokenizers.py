@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from unmask.errors import CheckpointError, DataError
+from unmask.models.files import TOKENIZER_CONFIG, fetched, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 BOS, EOS, MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+# Tokenizer classes that exist in remote code only -> the stock class that does the same.
+_STOCK_CLASS = {"DreamTokenizer": "Qwen2Tokenizer"}
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -46,14 +49,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is none, or it has no fast backend (byte counts need its offsets).
     """
-    from transformers import AutoTokenizer
+    import transformers
 
+    folder = fetched(name)
+    named = (read_json(folder, TOKENIZER_CONFIG) or {}).get("tokenizer_class")
+    stock = getattr(transformers, _STOCK_CLASS.get(str(named), "AutoTokenizer"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = stock.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"There is no usable tokenizer in {name}: {error}") from None
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
+    tokenizer.init_kwargs.pop("auto_map", None)  # what is saved is the stock class, and needs no remote code
     return tokenizer
 
 
@@ -62,14 +69,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> l
     return cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids, without special tokens."""
-    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
+    """Text of token ids, with special tokens only if `special`."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of BOS, or None."""
     return cast("int | None", tokenizer.bos_token_id)
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of end of text, or None."""
+    return cast("int | None", tokenizer.eos_token_id)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

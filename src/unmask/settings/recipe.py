@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unmask.settings.adapter import AdapterSettings
+from unmask.settings.checks import is_true
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
@@ -46,6 +47,13 @@ class StageSettings:
     """How held-out text is scored during training."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """How the samples in the run folder are generated."""
+
+    def __post_init__(self) -> None:
+        is_true(
+            self.data.format == "text" or self.objective.random_length_probability == 0,
+            "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
+            "with data.format=chat.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
