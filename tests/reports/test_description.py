@@ -93,7 +93,7 @@ def test_memory_follows_from_the_sizes(tmp_path: Path) -> None:
     other = 2 * 40 * 32 + 5 * 32
     assert record["parameters"] == linear + other
     adapter = LORA_RANK * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
-    total, nf4 = linear + other, linear * 0.5625 + 2 * other
+    total, nf4 = linear + other, round(linear * (0.5 + 1 / 64 + 1 / 4096)) + 2 * other
     assert record["weights_memory"] == {"float32": 4 * total, "bfloat16": 2 * total, "nf4": nf4}
     assert record["training_memory"] == {
         "adamw_float32": 16 * total,

@@ -22,9 +22,9 @@ from unmask.errors import CheckpointError
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
 from unmask.models.families import FAMILIES
 from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, read_json
-from unmask.models.published.format import PublishedFormat, limited
+from unmask.models.published.format import PublishedFormat
 from unmask.models.source import Source, read_source, weights_of
-from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
+from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.model import DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 LORA_RANK = 16
 # AdamW keeps four numbers for each trained one: the weight, its gradient and two moments, all in the weight's type.
 _ADAMW = 4
-# NF4: half a byte for each number, and a float32 scale for each block of 64.
-_NF4_BYTES = 0.5 + 4 / 64
+# NF4 twice quantised: half a byte for each number, a byte for each block of 64, four for each 256 blocks.
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 def describe(name: str | Path) -> dict[str, Any]:

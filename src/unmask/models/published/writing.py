@@ -15,7 +15,8 @@ from huggingface_hub import save_torch_state_dict
 from unmask.errors import CheckpointError
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
 from unmask.models.loading import Checkpoint
-from unmask.models.published.format import PublishedFormat, limited
+from unmask.models.published.format import PublishedFormat
+from unmask.models.tokenizers import limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
