@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from tests.models.published import tiny
 from tests.training import recipes
 from unmask.cli.main import main
-from unmask.models.loading import load
+from unmask.models.adapters import attach
+from unmask.models.loading import load, save
 from unmask.models.tokenizers import byte_tokenizer
+from unmask.settings.adapter import AdapterSettings
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_info_is_a_table_or_one_json_object(folder: Path, capsys: pytest.Capture
         "40 ids in 40 rows, untied",
         "141.2 KiB in 2 files, float64",
         "full AdamW  282.5 KiB in fp32",
-        "canvas, max_new_tokens 128",
+        "canvas, temperature 0.0, top_p 1.0, canvas_mode fixed_length, unmasking low_confidence_static",
     ):
         assert text in table
     assert "PROBLEM" not in table
@@ -130,3 +132,14 @@ def test_a_published_checkpoint_is_trained_on_and_goes_back(tmp_path: Path) -> N
     assert before.keys() == after.keys() and not any(value.equal(after[name]) for name, value in before.items())
     written = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
     assert written | {"auto_map": config["auto_map"]} == config
+
+
+def test_an_adapter_is_merged_before_it_is_converted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load(folder, device="cpu")
+    attach(checkpoint.backbone, AdapterSettings(rank=4), base=str(folder), seed=0)
+    save(checkpoint, tmp_path / "adapter")
+    assert "unmask merge" in failed(capsys, "convert", tmp_path / "adapter", tmp_path / "out", "--to", "llada")
+    assert main(["info", str(tmp_path / "adapter")]) == 0
+    assert "LoRA of rank 4 on down_proj, gate_proj, k_proj" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from unmask.errors import UnmaskError, nearest
 VERBS = {
     "train": "train a model from a recipe",
     "generate": "generate text from a run or model",
+    "merge": "merge an adapter into its base model",
     "evaluate": "measure the likelihood of text, in bits per byte",
     "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
     "info": "what a checkpoint is and needs, without loading its weights",

@@ -13,6 +13,8 @@ from torch import nn
 
 from unmask.errors import CheckpointError
 from unmask.lm import DiffusionLM
+from unmask.models import adapters
+from unmask.models.adapters import SavedAdapter
 from unmask.models.files import TENSOR_TYPES, StoredWeights, stored_weights
 from unmask.models.loading import outline, parameter_counts
 from unmask.models.source import Source, read_source
@@ -36,13 +38,16 @@ def describe(name: str | Path) -> dict[str, Any]:
         CheckpointError: it is not supported, or its configuration is damaged. Damaged weights are `problems`.
     """
     located = locate(name)
-    source = read_source(located)
+    saved = adapters.find(located)
+    base = located if saved is None else saved.base
+    source = read_source(base)
     lm = DiffusionLM(outline(located))
     total, body = parameter_counts(lm.backbone.network)
-    stored, problems = _stored(located, lm.backbone.network)
+    stored, problems = _stored(base, outline(base).backbone.network)
     return {
         "model": located,
         "run": _run(RunFolder(Path(name))),
+        "adapter": None if saved is None else _adapter(saved),
         "format": _format(source),
         "parameters": total,
         "parameters_without_embeddings": body,
@@ -59,6 +64,16 @@ def _format(source: Source) -> str:
     if source.published is not None:
         return source.published.title
     return "transformers" if source.entry is None else "Unmask"
+
+
+def _adapter(saved: SavedAdapter) -> dict[str, Any]:
+    return {
+        "base": saved.base,
+        "rank": saved.config.r,
+        "alpha": saved.config.lora_alpha,
+        "targets": sorted(saved.config.target_modules or ()),
+        "quantization": saved.quantization,
+    }
 
 
 def _run(run: RunFolder) -> dict[str, Any] | None:
@@ -97,7 +112,7 @@ def _diffusion(lm: DiffusionLM) -> dict[str, Any]:
         "block_length": entry.block_length,
         "logit_shift": entry.logit_shift,
         "schedule": entry.schedule,
-        "stop_token_ids": sorted(lm.end_ids()),
+        "stop_token_ids": sorted(lm.codec.end_ids()),
         "decoding": {key: value for key, value in params.items() if value is not None and value != ()},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from unmask.settings.adapter import AdapterSettings
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
@@ -28,6 +29,8 @@ class Recipe:
     """The text."""
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     """What is learned."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """Which weights learn it: all, or a LoRA adapter."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     """How it is learned."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -15,6 +15,7 @@ from unmask import config
 from unmask.errors import CheckpointError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
+from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment, write_text
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
@@ -98,6 +99,13 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
         f"({body:,} without embeddings), {backbone.diffusion.vocabulary_size:,} ids, mask id "
         f"{backbone.diffusion.mask_token_id}"
     )
+    if backbone.adapter is not None:
+        trained = sum(one.numel() for one in backbone.network.parameters() if one.requires_grad)
+        bits = ", in 4 bits" if is_quantized(backbone.network) else ""
+        yield (
+            f"adapter of rank {backbone.adapter.r}: {trained:,} parameters are trained, the others are frozen "
+            f"({backbone.adapter.base_model_name_or_path}{bits})"
+        )
     skipped = f", {text.skipped:,} malformed rows skipped" if text.skipped else ""
     length, rows = recipe.data.context_length, len(text.train)
     yield f"text: {rows:,} rows of {length} tokens to train on, held out {held_out}{skipped}"
@@ -122,14 +130,15 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
 
 
 def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
-    """Bytes for weights, gradients, AdamW's two moments, and the activations of one micro-batch.
+    """Bytes for weights, and of those that are trained gradients and AdamW's two moments, and the activations of one
+    micro-batch.
 
     Activations: the values that are kept for the backward pass per layer, token and channel; a rough figure, meant to
     tell 2 GiB from 20.
     """
     config_, settings = checkpoint.backbone.network.config, recipe.training
-    total, _ = parameter_counts(checkpoint.backbone.network)
-    size = checkpoint.backbone.network.dtype.itemsize
+    weights = list(checkpoint.backbone.network.parameters())
+    trained = [one for one in weights if one.requires_grad]
     rows = settings.micro_batch_size or settings.batch_size
     tokens = rows * recipe.data.context_length
     gate = config_.intermediate_size / config_.hidden_size
@@ -137,8 +146,8 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     activation = 4 if settings.precision == "fp32" else 2
     activations = tokens * config_.hidden_size * config_.num_hidden_layers * kept * activation
     logits = settings.loss_chunk_rows * config_.vocab_size * 12
-    averages = 4 * total if settings.ema_decay is not None else 0
-    return 4 * total * size + averages + activations + logits
+    averages = 4 * sum(one.numel() for one in trained) if settings.ema_decay is not None else 0
+    return sum(one.nbytes for one in weights) + 3 * sum(one.nbytes for one in trained) + averages + activations + logits
 
 
 def _first_rows(recipe: Recipe, text: TrainingText) -> Any:

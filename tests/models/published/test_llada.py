@@ -64,7 +64,7 @@ def test_the_entry_says_what_the_original_means(folder: Path) -> None:
     assert lm.backbone.diffusion == DiffusionConfig(
         method="masked_diffusion", vocabulary_size=tiny.ROWS, mask_token_id=tiny.MASK
     )
-    assert lm.end_ids() == {tiny.END} and lm.resolved(SamplingParams()).decoding == "canvas"
+    assert set(lm.codec.end_ids()) == {tiny.END} and lm.resolved(SamplingParams()).decoding == "canvas"
 
 
 def test_generation_equals_the_published_sampler_on_the_published_network(folder: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_mask_token_beyond_the_vocabulary_belongs_to_it(tmp_path: Path) -> Non
 
 def test_stop_ids_of_the_generation_config_count_too(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, tiny.END]}), encoding="utf-8")
-    assert DiffusionLM.from_pretrained(folder, device="cpu").end_ids() == {7, tiny.END}
+    assert set(DiffusionLM.from_pretrained(folder, device="cpu").codec.end_ids()) == {7, tiny.END}
 
 
 # --- strict on the way in ---------------------------------------------------------------------------------------------
