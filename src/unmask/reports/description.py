@@ -43,7 +43,8 @@ def describe(name: str | Path) -> dict[str, Any]:
     source = read_source(base)
     lm = DiffusionLM(outline(located))
     total, body = parameter_counts(lm.backbone.network)
-    stored, problems = _stored(base, outline(base).backbone.network)
+    # An adapter may have given its base a mask row, which the base's own files do not hold.
+    stored, problems = _stored(base, (lm if saved is None else DiffusionLM(outline(base))).backbone.network)
     return {
         "model": located,
         "run": _run(RunFolder(Path(name))),

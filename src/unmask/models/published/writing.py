@@ -44,6 +44,7 @@ def save_published(
         CheckpointError: the network, its method or its vocabulary has no words in that format.
     """
     network, tokenizer = checkpoint.backbone.network, checkpoint.tokenizer
+    assert checkpoint.backbone.adapter is None, "the caller merges it first"
     raw = _published_config(checkpoint, written)
     tensors = {written.published_tensor(name): tensor for name, tensor in network.state_dict().items()}
     if network.config.tie_word_embeddings:
