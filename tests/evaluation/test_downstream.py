@@ -233,7 +233,8 @@ def test_results_are_the_same_under_any_batch_size_and_task_order(
 
 
 @pytest.mark.parametrize(
-    "options", [["--likelihood", "chain_rule"], ["--cfg", "0.5", "--is-check-greedy", "false"], ["--sampler", "llada_rounded"]]
+    "options",
+    [["--likelihood", "chain_rule"], ["--cfg", "0.5", "--is-check-greedy", "false"], ["--sampler", "llada_rounded"]],
 )
 def test_estimators_are_options(
     model: str, folders: list[str], options: list[str], capsys: pytest.CaptureFixture[str]

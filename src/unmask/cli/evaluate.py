@@ -113,7 +113,13 @@ def _add_own(options: Parser, used: dict[str, set[str]]) -> None:
     add("tasks infilling", "samples", metavar="FILE", help="also write every question and answer, as JSON lines")
     add("tasks infilling", "allow-code", action="store_true", help="run code that the model writes")
     add("tasks", "cfg", dest="cfg_scale", metavar="VALUE", help="cfg_scale, as LLaDA's harness names it")
-    add("tasks", "is-check-greedy", dest="check_greedy", metavar="BOOL", help="check_greedy, as LLaDA's harness names it")
+    add(
+        "tasks",
+        "is-check-greedy",
+        dest="check_greedy",
+        metavar="BOOL",
+        help="check_greedy, as LLaDA's harness names it",
+    )
     add("infilling", "infilling", metavar="FILE", help="HumanEval-infilling problems, .jsonl or .jsonl.gz")
     add(
         "infilling",
