@@ -23,6 +23,7 @@ ROOMS = [
     "decoding",
     "evaluation",
     "lm",
+    "dialogue",
     "reports",
     "training",
     "cli",

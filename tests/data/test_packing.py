@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.data.packing import PackedText, rows_of_step
+from unmask.data.packing import PackedText
+from unmask.data.rows import rows_of_step
 from unmask.data.tokenized import TokenizedText, byte_lengths
 from unmask.errors import DataError
 from unmask.models.tokenizers import byte_tokenizer, train_bpe
@@ -28,7 +29,7 @@ def test_rows_hold_every_token_once_and_in_order(lengths: list[int], context_len
     if sum(lengths) == 0:
         return
     packed = PackedText(tokenized(lengths), context_length=context_length, bos=BOS if with_bos else None)
-    batch = packed.batch(np.arange(len(packed)), global_row=0, global_rows=len(packed), step=0)
+    batch = packed.batch(np.arange(len(packed)), 0, len(packed), step=0)
     supervised = batch.supervised_BL
     assert batch.ids_BL[supervised].tolist() == list(range(sum(lengths)))
     assert int(batch.bytes_BL.sum()) == sum(lengths)

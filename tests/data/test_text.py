@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask.data.text import Corpus, held_out
+from unmask.data.sources import held_out
+from unmask.data.text import Corpus
 from unmask.errors import DataError
 from unmask.settings.data import DataSettings
 

@@ -176,7 +176,7 @@ def test_two_processes_equal_one_although_some_micro_batches_have_nothing_superv
 def _empty_micro_batches(folder: Path) -> int:
     """How many one-row micro-batches of the run above have no supervised row."""
     from unmask import config
-    from unmask.data.packing import rows_of_step
+    from unmask.data.rows import rows_of_step
     from unmask.objectives.methods import objective
     from unmask.settings.model import DiffusionConfig
     from unmask.training.preparation import prepare_text, prepare_tokenizer
@@ -190,7 +190,7 @@ def _empty_micro_batches(folder: Path) -> int:
     for step in range(4):
         rows = rows_of_step(step, batch_size=8, num_rows=len(train_text), seed=recipe.seed)
         for row in range(8):
-            batch = train_text.batch(rows[row : row + 1], global_row=row, global_rows=8, step=step)
+            batch = train_text.batch(rows, row, row + 1, step=step)
             empty += len(make(batch).row_R) == 0
     return empty
 

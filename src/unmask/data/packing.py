@@ -7,18 +7,13 @@ that does not fit goes on in the next row. At most one place per row, and the en
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from unmask import noise
 from unmask.data.batch import Batch
 from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError
-from unmask.noise import Purpose
 
 
 class PackedText:
@@ -28,13 +23,20 @@ class PackedText:
         text: the documents.
         context_length: tokens per row.
         bos: id put in front of every piece, or None.
+
+    Attributes:
+        mean_length: tokens of a row; all but the last one are full.
+        supervised_share: 1: all but each piece's BOS.
     """
+
+    supervised_share = 1.0
 
     def __init__(self, text: TokenizedText, *, context_length: int, bos: int | None) -> None:
         if text.starts[-1] == 0:
             raise DataError("The text is empty: no document has a token. Check the data sources and text_field.")
         self.text = text
         self.context_length = context_length
+        self.mean_length = float(context_length)
         self.bos = bos
         self._pieces = _cut(text.starts, context_length, lead=0 if bos is None else 1)
         self._first = np.searchsorted(self._pieces[:, 0], np.arange(len(self) + 1))
@@ -42,19 +44,25 @@ class PackedText:
     def __len__(self) -> int:
         return int(self._pieces[-1, 0]) + 1
 
-    def batch(self, rows: NDArray[np.int64], *, global_row: int, global_rows: int, step: int) -> Batch:
-        """The given rows, as rows global_row, global_row + 1, ... of a global batch of `global_rows`."""
-        shape = (len(rows), self.context_length)
+    @property
+    def description(self) -> str:
+        """How many rows there are."""
+        return f"{len(self):,} rows of {self.context_length} tokens"
+
+    def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
+        """Rows number start..stop-1 of a global batch of the given rows."""
+        chosen = rows[start:stop]
+        shape = (len(chosen), self.context_length)
         ids, sizes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         document, supervised = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for line, row in enumerate(rows):
+        for line, row in enumerate(chosen):
             for number, piece in enumerate(self._pieces[self._first[row] : self._first[row + 1]]):
-                _, column, start, length = (int(value) for value in piece)
+                _, column, first, length = (int(value) for value in piece)
                 if self.bos is not None:
                     ids[line, column] = self.bos
                     document[line, column] = number
                     column += 1
-                place, source = slice(column, column + length), slice(start, start + length)
+                place, source = slice(column, column + length), slice(first, first + length)
                 ids[line, place] = self.text.tokens[source]
                 sizes[line, place] = self.text.bytes[source]
                 document[line, place] = number
@@ -63,25 +71,12 @@ class PackedText:
             ids_BL=torch.from_numpy(ids),
             document_BL=torch.from_numpy(document),
             supervised_BL=torch.from_numpy(supervised),
-            uid_B=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-            global_row_B=torch.arange(global_row, global_row + len(rows)),
-            global_rows=global_rows,
+            uid_B=torch.from_numpy(np.asarray(chosen, dtype=np.int64)),
+            global_row_B=torch.arange(start, start + len(chosen)),
+            global_rows=len(rows),
             step=step,
             bytes_BL=torch.from_numpy(sizes),
         )
-
-
-def rows_of_step(step: int, *, batch_size: int, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """The data rows of an optimiser step: each epoch is a permutation, and steps walk through the epochs."""
-    drawn = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = drawn // num_rows, drawn % num_rows
-    return np.concatenate([_order(seed, int(epoch), num_rows)[places[epochs == epoch]] for epoch in np.unique(epochs)])
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
-    order: Tensor = noise.permutation(Purpose.DATA_ORDER, num_rows, seed, epoch)
-    return order.numpy()
 
 
 def _cut(starts: NDArray[np.int64], context_length: int, *, lead: int) -> NDArray[np.int64]:

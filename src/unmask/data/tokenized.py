@@ -1,17 +1,19 @@
-"""Tokenised text on disk: three flat arrays that are mapped, not loaded.
+"""Tokenised text on disk: flat arrays that are mapped, not loaded.
 
-In: documents and a tokenizer. Out: all tokens end to end (EOS after each document), the UTF-8 bytes that each token
-stands for (they sum to the text's bytes, so bits per byte are exact), and where each document starts.
+In: documents and a tokenizer, or tokenised conversations. Out: all tokens end to end (EOS after each document of text),
+the UTF-8 bytes that each token stands for (they sum to the text's bytes, so bits per byte are exact), where each
+document starts, and of conversations which tokens are supervised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,22 @@ if TYPE_CHECKING:
 _DOCUMENTS_AT_ONCE = 256
 
 
+class Document(NamedTuple):
+    """One tokenised document.
+
+    Attributes:
+        ids: uint32 [N].
+        bytes: uint16 [N]; UTF-8 bytes of text behind each token.
+        supervised: bool [N], or None: every token is.
+        where: what it was made of, for messages.
+    """
+
+    ids: NDArray[np.uint32]
+    bytes: NDArray[np.uint16]
+    supervised: NDArray[np.bool_] | None = None
+    where: str = ""
+
+
 @dataclass(frozen=True)
 class TokenizedText:
     """Documents as flat arrays.
@@ -33,43 +51,67 @@ class TokenizedText:
         tokens: uint32 [N].
         bytes: uint16 [N]; UTF-8 bytes of text behind each token.
         starts: int64 [documents + 1]; document d is tokens[starts[d]:starts[d + 1]].
+        supervised: bool [N], or None: every token is.
+        places: file of what the documents were made of, a line for each, or None.
     """
 
     tokens: NDArray[np.uint32]
     bytes: NDArray[np.uint16]
     starts: NDArray[np.int64]
+    supervised: NDArray[np.bool_] | None = None
+    places: Path | None = None
 
     @staticmethod
     def build(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenizedText:
-        """Tokenise into `folder`, which appears whole or not at all."""
+        """Tokenise texts into `folder`, which appears whole or not at all."""
+        return TokenizedText.write(_encoded(texts, tokenizer), folder)
+
+    @staticmethod
+    def write(documents: Iterable[Document], folder: Path) -> TokenizedText:
+        """Write documents, all with supervision or all without, into `folder`, which appears whole or not at all."""
         with written_folder(folder) as partial:
             starts = [0]
-            with (partial / "tokens.bin").open("wb") as tokens, (partial / "bytes.bin").open("wb") as sizes:
-                for ids, lengths in _encoded(texts, tokenizer):
-                    tokens.write(ids.tobytes())
-                    sizes.write(lengths.tobytes())
-                    starts.append(starts[-1] + len(ids))
+            with contextlib.ExitStack() as files:
+                tokens, sizes, flags, places = (
+                    files.enter_context((partial / name).open("wb"))
+                    for name in ("tokens.bin", "bytes.bin", "supervised.bin", "places.txt")
+                )
+                for document in documents:
+                    tokens.write(document.ids.tobytes())
+                    sizes.write(document.bytes.tobytes())
+                    if document.supervised is not None:
+                        flags.write(document.supervised.tobytes())
+                        places.write(f"{document.where}\n".encode())
+                    starts.append(starts[-1] + len(document.ids))
             np.save(partial / "starts.npy", np.array(starts, dtype=np.int64))
             (partial / "facts.json").write_text(json.dumps({"documents": len(starts) - 1, "tokens": starts[-1]}))
         return TokenizedText.open(folder)
 
     @staticmethod
     def open(folder: Path) -> TokenizedText:
-        """Map the arrays of a folder that `build` wrote."""
+        """Map the arrays of a folder that was written here."""
         starts = np.load(folder / "starts.npy", allow_pickle=False)
         if starts[-1] == 0:
             empty = np.zeros(0, dtype=np.uint32)
             return TokenizedText(empty, empty.astype(np.uint16), starts)
         tokens = np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r")
         sizes = np.memmap(folder / "bytes.bin", dtype=np.uint16, mode="r")
-        if not len(tokens) == len(sizes) == starts[-1]:
+        flags, supervised = folder / "supervised.bin", None
+        if flags.is_file() and flags.stat().st_size > 0:
+            supervised = np.memmap(flags, dtype=np.bool_, mode="r")
+        if {len(one) for one in (tokens, sizes, supervised) if one is not None} != {int(starts[-1])}:
             raise DataError(f"The tokenised text in {folder} is damaged. Remove the folder; it will be made again.")
-        return TokenizedText(tokens, sizes, starts)
+        return TokenizedText(tokens, sizes, starts, supervised, folder / "places.txt")
+
+    def place(self, document: int) -> str:
+        """What a document was made of: file and line, as far as that was written down."""
+        if self.places is None:
+            return f"number {document}"
+        with self.places.open(encoding="utf-8") as lines:
+            return next(itertools.islice(lines, document, None), "").strip() or f"number {document}"
 
 
-def _encoded(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint16]]]:
+def _encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     iterator = iter(texts)
     while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
@@ -83,7 +125,8 @@ def _encoded(
         )
         for text, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             lengths = byte_lengths(text, [stop for _, stop in offsets])
-            yield np.array(ids + end, dtype=np.uint32), np.append(lengths, [0] * len(end)).astype(np.uint16)
+            sizes = np.append(lengths, [0] * len(end)).astype(np.uint16)
+            yield Document(np.array(ids + end, dtype=np.uint32), sizes)
 
 
 def byte_lengths(text: str, stops: list[int]) -> NDArray[np.int64]:

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.data.batch import Batch
-from unmask.data.packing import PackedText
+from unmask.data.rows import Rows
 from unmask.diffusion.corruption import corrupt
 from unmask.errors import PromptError
+from unmask.evaluation.masks import systematic_stderr
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
 from unmask.objectives import autoregressive, masked_diffusion
@@ -91,14 +92,13 @@ class Likelihood:
 
 
 def evaluate(
-    backbone: Backbone, text: PackedText, settings: EvaluationSettings, *, losses: Losses | None = None
+    backbone: Backbone, text: Rows, settings: EvaluationSettings, *, losses: Losses | None = None
 ) -> Likelihood:
-    """Likelihood of packed text, over its first `max_rows` rows; arguments as in `row_nats`."""
-    num_rows = min(len(text), settings.max_rows or len(text))
+    """Likelihood of text or of answers, over the first `max_rows` rows; arguments as in `row_nats`."""
+    rows = np.arange(min(len(text), settings.max_rows or len(text)))
     parts: list[RowNats] = []
-    for start in range(0, num_rows, settings.batch_size):
-        rows = np.arange(start, min(start + settings.batch_size, num_rows))
-        batch = text.batch(rows, global_row=start, global_rows=num_rows, step=0)
+    for start in range(0, len(rows), settings.batch_size):
+        batch = text.batch(rows, start, start + settings.batch_size, step=0)
         parts.append(row_nats(backbone, batch, settings, losses=losses))
     return summed(RowNats(*(torch.cat(fields) for fields in zip(*parts, strict=True))), is_bound(backbone))
 
@@ -160,7 +160,8 @@ def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses
         ).to(backbone.device)
         estimates.append(_summed(losses(example) * example.weight_R, example.group_R, part))
     nats_BK = torch.cat(estimates).view(-1, copies)
-    return RowNats(nats_BK.mean(dim=1), _stratified_stderr(nats_BK, time_BK), *_scored(batch))
+    ordered_BK = nats_BK.gather(1, time_BK.argsort(dim=1))
+    return RowNats(nats_BK.mean(dim=1), systematic_stderr(ordered_BK), *_scored(batch))
 
 
 def _scored(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,11 +182,3 @@ def _summed(values_R: Tensor, group_R: Tensor, batch: Batch) -> Tensor:
     """Sums per row of the batch, on the CPU in float64."""
     total_B = torch.zeros(batch.ids_BL.shape[0], dtype=torch.float64)
     return total_B.index_add(0, group_R.cpu(), values_R.cpu().double())
-
-
-def _stratified_stderr(nats_BK: Tensor, time_BK: Tensor) -> Tensor:
-    """Standard error of each row's mean from successive differences, for systematic samples (Wolter 2007, s. 8.2)."""
-    copies = nats_BK.shape[1]
-    ordered_BK = nats_BK.gather(1, time_BK.argsort(dim=1))
-    differences = ordered_BK.diff(dim=1).square().sum(dim=1)
-    return (differences / (2 * copies * (copies - 1))).sqrt()

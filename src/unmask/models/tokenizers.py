@@ -71,14 +71,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> l
     return cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids, without special tokens."""
-    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
+    """Text of token ids, with special tokens only if `special`."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of BOS, or None."""
     return cast("int | None", tokenizer.bos_token_id)
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of end of text, or None."""
+    return cast("int | None", tokenizer.eos_token_id)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,19 +7,21 @@ same tokens; without BOS the first token has no predecessor and is left out.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import torch
 
 from unmask import attention
 from unmask.data.batch import Batch
-from unmask.objectives.example import Example
+from unmask.objectives.example import Example, normalized
 
 
-def example(batch: Batch) -> Example:
+def example(batch: Batch, *, normalize: Literal["tokens", "answers"] = "tokens") -> Example:
     """The next-token example of a clean batch; it draws nothing."""
-    target_row_R = predictable(batch).supervised_BL.flatten().nonzero()[:, 0]
+    supervised_BL = predictable(batch).supervised_BL
+    target_row_R = supervised_BL.flatten().nonzero()[:, 0]
     ones_R = torch.ones(len(target_row_R), device=target_row_R.device)
-    return Example(
+    made = Example(
         ids_BL=batch.ids_BL,
         layout=attention.causal(batch.document_BL),
         row_R=target_row_R - 1,
@@ -32,6 +34,7 @@ def example(batch: Batch) -> Example:
         terms=("autoregressive",),
         denominator_T=ones_R.sum(dtype=torch.float64)[None],
     )
+    return normalized(made, supervised_BL.sum(dim=1), normalize)
 
 
 def predictable(batch: Batch) -> Batch:

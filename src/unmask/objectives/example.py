@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,3 +53,23 @@ class Example:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, layout=self.layout.to(device), **moved)
+
+
+def normalized(example: Example, size_B: Tensor, normalize: Literal["tokens", "answers"]) -> Example:
+    """The example of one term, divided by its tokens or, answer by answer, by each one's own tokens.
+
+    An answer is all that is supervised in a row: with several replies, all of them together. The mean over answers of
+    their loss per token is the loss of LLaDA's SFT guidelines.
+
+    Args:
+        example: with weights that are not divided by anything yet.
+        size_B: tokens that count in each row, int64.
+        normalize: `tokens` gives each of them the same weight, `answers` each row that has any.
+    """
+    if normalize == "tokens":
+        return dataclasses.replace(example, denominator_T=size_B.sum(dtype=torch.float64)[None])
+    return dataclasses.replace(
+        example,
+        weight_R=example.weight_R / size_B[example.group_R],
+        denominator_T=(size_B > 0).sum(dtype=torch.float64)[None],
+    )

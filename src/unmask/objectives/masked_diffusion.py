@@ -1,7 +1,8 @@
 """Masked diffusion: predict the masked tokens of a corrupted text from all that is visible (MDLM, LLaDA).
 
 The weighted cross-entropy divided by the number of *all* supervised tokens, masked or not, estimates the negative
-ELBO per token (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992, equation 3).
+ELBO per token (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992, equation 3). A prompt is not supervised: it is never
+masked, so it is neither noise nor loss (equation 5).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from unmask import attention
 from unmask.data.batch import Batch
 from unmask.diffusion.corruption import Corruption, at_random_length, corrupt
-from unmask.objectives.example import Example
+from unmask.objectives.example import Example, normalized
 from unmask.settings.objective import ObjectiveSettings
 
 
@@ -31,9 +32,8 @@ def example(batch: Batch, settings: ObjectiveSettings, *, mask_token_id: int, lo
     batch = predictable(at_random_length(batch, settings, seed=seed), logit_shift=logit_shift)
     corruption = corrupt(batch, settings, seed=seed)
     made = corrupted_example(batch, corruption, mask_token_id=mask_token_id, logit_shift=logit_shift)
-    if settings.weighting == "unweighted":
-        made = dataclasses.replace(made, denominator_T=corruption.masked_BL.sum(dtype=torch.float64)[None])
-    return made
+    counted_BL = batch.supervised_BL if settings.weighting == "elbo" else corruption.masked_BL
+    return normalized(made, counted_BL.sum(dim=1), settings.normalize)
 
 
 def predictable(batch: Batch, *, logit_shift: bool) -> Batch:

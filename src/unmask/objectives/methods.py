@@ -22,7 +22,7 @@ def objective(settings: ObjectiveSettings, diffusion: DiffusionConfig, *, seed: 
         SettingsError: a diffusion objective for a checkpoint without a mask token.
     """
     if settings.method == "autoregressive":
-        return autoregressive.example
+        return functools.partial(autoregressive.example, normalize=settings.normalize)
     if diffusion.mask_token_id is None:
         raise SettingsError(
             f"{settings.method} needs a mask token, and this checkpoint has none (method {diffusion.method}). "

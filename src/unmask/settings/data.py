@@ -1,22 +1,30 @@
-"""Where text comes from, how it is tokenised and cut into rows."""
+"""Where text and conversations come from, how they are tokenised and become rows."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
 
+Supervise = Literal["all", "last", "each"]
+PadMode = Literal["eos_supervised", "eos_capped", "ignore"]
+_CHAT_ONLY = ("prompt_field", "answer_field", "chat_template", "supervise", "pad_mode", "eos_cap", "over_long")
+_TEXT_ONLY = ("text_field", "separator")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Text, tokenizer and packing.
+    """Text or conversations, tokenizer and rows.
 
     A source is a path or glob of `.txt`, `.md`, `.jsonl`, `.json` files (also `.gz`), a folder of them, `hf:NAME` or
     `hf:NAME:CONFIG` for a dataset of the Hugging Face hub or a local dataset folder, or `python-docs` for the
-    documentation that comes with Python.
+    documentation that comes with Python. Conversations come from JSON rows and datasets only.
     """
 
+    format: Literal["text", "chat"] = "text"
+    """text: documents, packed into rows; chat: conversations, one in each row (supervised fine-tuning)."""
     train: tuple[str, ...] = ()
     """Sources of the training text."""
     validation: tuple[str, ...] = ()
@@ -29,6 +37,10 @@ class DataSettings:
     """Field of a JSON row or dataset row that holds the text."""
     separator: str | None = None
     """Text between two documents of a plain-text file; default: a file is one document."""
+    prompt_field: str | None = None
+    """Field of a chat row that holds the prompt; default: recognised (messages, question, instruction, ...)."""
+    answer_field: str | None = None
+    """Field of a chat row that holds the answer, with prompt_field."""
     malformed: Literal["error", "skip"] = "error"
     """What to do with rows that cannot be read: stop and name the line, or skip and count them."""
     tokenizer: str | None = None
@@ -36,7 +48,18 @@ class DataSettings:
     vocabulary_size: int = 4096
     """Size of a trained BPE vocabulary, special tokens included."""
     context_length: int = 256
-    """Tokens per row, the leading BOS included."""
+    """Tokens per row of text, the leading BOS included; the most tokens of a conversation."""
+    chat_template: str | None = None
+    """llada, plain (User: / Assistant: lines), a Jinja file; default: the tokenizer's own. Saved with the model."""
+    supervise: Supervise = "all"
+    """Replies to learn: all, the last, or each in a row of its own that ends with it."""
+    pad_mode: PadMode | None = None
+    """Fill shorter rows with EOS to learn (eos_supervised), with at most eos_cap of them (eos_capped), or with
+    padding that is ignored (ignore); default: eos_supervised for diffusion, ignore for autoregression."""
+    eos_cap: int | None = None
+    """Most EOS that eos_capped puts behind a conversation."""
+    over_long: Literal["error", "drop", "cut"] = "error"
+    """What to do with conversations longer than context_length: stop, drop and count them, or cut their ends off."""
     cache_dir: str | None = None
     """Folder that keeps tokenised text between runs; default: the run folder."""
 
@@ -45,3 +68,25 @@ class DataSettings:
         at_least(300, vocabulary_size=self.vocabulary_size)
         in_range(0, 0.9, validation_fraction=self.validation_fraction)
         is_true(self.separator != "", "separator must not be empty. Leave it out if a file is one document.")
+        at_least(1, eos_cap=self.eos_cap)
+        is_true(
+            (self.pad_mode == "eos_capped") == (self.eos_cap is not None),
+            f"pad_mode `eos_capped` and eos_cap belong together, got pad_mode={self.pad_mode} and "
+            f"eos_cap={self.eos_cap}.",
+        )
+        is_true(
+            (self.prompt_field is None) == (self.answer_field is None),
+            f"prompt_field and answer_field belong together, got {self.prompt_field} and {self.answer_field}.",
+        )
+        self._check_format()
+
+    def _check_format(self) -> None:
+        """An option that the chosen format does not use is an error, so that none is ignored silently."""
+        unused = _CHAT_ONLY if self.format == "text" else _TEXT_ONLY
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in unused:
+            is_true(
+                getattr(self, name) == defaults[name],
+                f"data.{name} is not used by data.format `{self.format}`, got {getattr(self, name)!r}. It belongs to "
+                f"`{'chat' if self.format == 'text' else 'text'}`.",
+            )

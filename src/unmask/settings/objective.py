@@ -31,6 +31,8 @@ class ObjectiveSettings:
     """Smallest masking probability of Bernoulli corruption."""
     weighting: Literal["elbo", "unweighted"] = "elbo"
     """elbo: the bound on the likelihood; unweighted: plain cross-entropy of the masked tokens (training only)."""
+    normalize: Literal["tokens", "answers"] = "tokens"
+    """Mean over all supervised tokens, or over rows of the mean in each (LLaDA's SFT: every answer weighs the same)."""
     random_length_probability: float = 0.0
     """Share of optimiser steps whose rows are cut to one random length (LLaDA: 0.01)."""
     block_length: int | None = None

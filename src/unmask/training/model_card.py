@@ -18,6 +18,9 @@ def model_card(recipe: Recipe, run: RunFolder) -> str:
     origin = f"continued from `{base}`" if base else "trained from scratch"
     if recipe.adapter.rank is not None:
         origin = f"a LoRA adapter of rank {recipe.adapter.rank} on `{base}`, trained"
+    is_chat = recipe.data.format == "chat"
+    prompt = '[{"role": "user", "content": "Who are you?"}]' if is_chat else "None"
+    held_out = "answers (each with the token that ends it)" if is_chat else "text"
     return f"""---
 library_name: unmask
 pipeline_tag: text-generation
@@ -32,14 +35,14 @@ A `{method}` language model, {origin} with Unmask.
 from unmask import DiffusionLM, SamplingParams
 
 lm = DiffusionLM.from_pretrained("{run.final}")
-print(lm.generate(None, SamplingParams(max_new_tokens=64))[0].text)
+print(lm.generate({prompt}, SamplingParams(max_new_tokens=64))[0].text)
 ```
 
-## Held-out text
+## Held-out {held_out}
 
 {_scores(run)}
 
-Text: {", ".join(recipe.data.train)}; `unmask evaluate {run.root}` measures it again.
+Data: {", ".join(recipe.data.train)}; `unmask evaluate {run.root}` measures it again.
 
 ## Recipe
 

@@ -1,21 +1,27 @@
-"""From a recipe to what the loop needs: tokenizer, packed text, model."""
+"""From a recipe to what the loop needs: tokenizer, rows of text or conversations, model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+from unmask.data.chat import Conversation, Conversations
+from unmask.data.chat_rows import ChatRows
+from unmask.data.chat_tokens import ChatDocuments, ChatEncoder
 from unmask.data.packing import PackedText
-from unmask.data.text import Corpus, held_out
+from unmask.data.rows import Rows
+from unmask.data.sources import Sources, held_out
+from unmask.data.templates import ChatTemplate, use_template
+from unmask.data.text import Corpus
 from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError, SettingsError
 from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
-from unmask.models.tokenizers import byte_tokenizer, load_tokenizer, start_id, train_bpe
+from unmask.models.tokenizers import byte_tokenizer, end_id, load_tokenizer, start_id, train_bpe
 from unmask.runs import locate
 from unmask.settings.data import DataSettings
 from unmask.settings.recipe import Recipe
@@ -23,10 +29,12 @@ from unmask.settings.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T", str, Conversation)
+
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Packed rows of a run.
+    """Rows of a run.
 
     Attributes:
         train: to learn from.
@@ -34,58 +42,65 @@ class TrainingText:
         skipped: malformed rows that were left out.
     """
 
-    train: PackedText
-    held_out: PackedText | None
+    train: Rows
+    held_out: Rows | None
     skipped: int
 
 
-class _Part:
+class _Part(Generic[T]):
     """The training or the held-out documents of a recipe; iterable more than once."""
 
-    def __init__(self, data: DataSettings, *, is_held_out: bool) -> None:
-        sources = data.validation if is_held_out and data.validation else data.train
-        self.corpus = Corpus(sources, data)
+    def __init__(self, sources: Sources[T], text_of: Callable[[T], str], data: DataSettings, is_held_out: bool) -> None:
+        self.sources, self.text_of = sources, text_of
         self.fraction = 0.0 if data.validation else data.validation_fraction
         self.is_held_out = is_held_out and not data.validation
 
-    def __iter__(self) -> Iterator[str]:
-        return (text for text in self.corpus if held_out(text, self.fraction) == self.is_held_out)
+    def __iter__(self) -> Iterator[T]:
+        return (one for one in self.sources if held_out(self.text_of(one), self.fraction) == self.is_held_out)
+
+    def texts(self) -> Iterator[str]:
+        """The documents as texts."""
+        return map(self.text_of, self)
 
 
 def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names; a trained one is kept in `folder` and found there again."""
-    name = recipe.data.tokenizer or (recipe.model.from_pretrained and locate(recipe.model.from_pretrained)) or "bpe"
+    """The tokenizer that a recipe names, with its chat template; a trained one is kept in `folder` and found again."""
+    data = recipe.data
+    name = data.tokenizer or (recipe.model.from_pretrained and locate(recipe.model.from_pretrained)) or "bpe"
     if name == "byte":
-        return byte_tokenizer()
-    if name != "bpe":
-        return load_tokenizer(name)
-    part = _Part(recipe.data, is_held_out=False)
-    key = _key(part.corpus.fingerprint(), part.fraction, recipe.data.vocabulary_size)
-    kept = folder / f"bpe-{key}"
-    if not (kept / "tokenizer.json").is_file():
-        tokenizer = train_bpe(part, recipe.data.vocabulary_size)
-        tokenizer.save_pretrained(kept)
-    return load_tokenizer(kept)
+        tokenizer = byte_tokenizer()
+    elif name == "bpe":
+        part = _texts(data) if data.format == "text" else _conversations(data)
+        key = _key(part.sources.fingerprint(), part.fraction, data.vocabulary_size)
+        kept = folder / f"bpe-{key}"
+        if not (kept / "tokenizer.json").is_file():
+            train_bpe(part.texts(), data.vocabulary_size).save_pretrained(kept)
+        tokenizer = load_tokenizer(kept)
+    else:
+        tokenizer = load_tokenizer(name)
+    if data.format == "chat":
+        use_template(tokenizer, data.chat_template)
+    return tokenizer
 
 
 def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> TrainingText:
-    """Tokenise (once, into `folder`) and pack a recipe's text.
+    """Tokenise (once, into `folder`) a recipe's text or conversations and make rows of them.
 
     Raises:
-        DataError: a part is empty.
+        DataError: a part is empty, or a conversation too long.
     """
     data = recipe.data
-    train, skipped = _packed(_Part(data, is_held_out=False), data, tokenizer, folder)
+    text, skipped = _tokenized(data, tokenizer, folder, is_held_out=False)
+    train = _rows(text, recipe, tokenizer, is_held_out=False)
     if not data.validation and data.validation_fraction == 0:
         return TrainingText(train, None, skipped)
-    try:
-        rows, _ = _packed(_Part(data, is_held_out=True), data, tokenizer, folder)
-    except DataError as error:
+    text, skipped_there = _tokenized(data, tokenizer, folder, is_held_out=True)
+    if text.starts[-1] == 0:
         raise DataError(
-            f"{error} This is the held-out part: give data.validation, raise data.validation_fraction "
+            "The held-out part is empty: give data.validation, raise data.validation_fraction "
             f"({data.validation_fraction}), split the text with data.separator, or set data.validation_fraction=0."
-        ) from None
-    return TrainingText(train, rows, skipped)
+        )
+    return TrainingText(train, _rows(text, recipe, tokenizer, is_held_out=True), skipped + skipped_there)
 
 
 def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
@@ -129,20 +144,82 @@ def _fitting(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     return checkpoint
 
 
-def _packed(
-    part: _Part, data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> tuple[PackedText, int]:
+def end_turns(checkpoint: Checkpoint) -> None:
+    """Let generation end where the chat template ends a turn, besides where it ended before."""
+    config, tokenizer = checkpoint.backbone.network.generation_config, checkpoint.tokenizer
+    assert config is not None and tokenizer is not None
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = sorted({one for one in known if one is not None} | {ChatTemplate(tokenizer).end_id})
+
+
+def _texts(data: DataSettings, *, is_held_out: bool = False) -> _Part[str]:
+    return _Part(Corpus(_names(data, is_held_out), data), str, data, is_held_out)
+
+
+def _conversations(data: DataSettings, *, is_held_out: bool = False) -> _Part[Conversation]:
+    return _Part(Conversations(_names(data, is_held_out), data), lambda one: one.text, data, is_held_out)
+
+
+def _names(data: DataSettings, is_held_out: bool) -> tuple[str, ...]:
+    return data.validation if is_held_out and data.validation else data.train
+
+
+def _tokenized(
+    data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_held_out: bool
+) -> tuple[TokenizedText, int]:
+    """The tokens of a part, and the malformed rows that it adds to those left out."""
     # Text never encodes to the mask token, so a tokenizer that gained one still finds what it tokenised before.
     vocabulary = sorted(item for item in tokenizer.get_vocab().items() if item[0] != tokenizer.mask_token)
     words = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
-    kept = folder / f"text-{_key(part.corpus.fingerprint(), part.fraction, part.is_held_out, words)}"
+    if data.format == "text":
+        part, written = _texts(data, is_held_out=is_held_out), ()
+    else:
+        part = _conversations(data, is_held_out=is_held_out)
+        written = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, data.supervise)
+    key = _key(part.sources.fingerprint(), part.fraction, part.is_held_out, words, *written)
+    kept = folder / f"{data.format}-{key}"
     facts = kept / "skipped.json"
     if not facts.is_file():
-        TokenizedText.build(part, tokenizer, kept)
-        facts.write_text(json.dumps(part.corpus.skipped), encoding="utf-8")
-    text = TokenizedText.open(kept)
-    rows = PackedText(text, context_length=data.context_length, bos=start_id(tokenizer))
-    return rows, int(json.loads(facts.read_text(encoding="utf-8")))
+        refused = _write(part, data, tokenizer, kept)
+        # Both parts of one source meet the same unreadable rows: those count once.
+        unreadable = 0 if part.is_held_out else part.sources.skipped
+        facts.write_text(json.dumps(unreadable + refused), encoding="utf-8")
+    return TokenizedText.open(kept), int(json.loads(facts.read_text(encoding="utf-8")))
+
+
+def _write(
+    part: _Part[str] | _Part[Conversation], data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> int:
+    """Tokenise a part into `folder`; how many conversations the chat template refused."""
+    if data.format == "text":
+        TokenizedText.build(part.texts(), tokenizer, folder)
+        return 0
+    conversations = cast("_Part[Conversation]", part)
+    encoder = ChatEncoder(ChatTemplate(tokenizer))
+    documents = ChatDocuments(conversations, encoder, data.supervise, part.sources.malformed)
+    TokenizedText.write(documents, folder)
+    return documents.refused
+
+
+def _rows(text: TokenizedText, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, is_held_out: bool) -> Rows:
+    """Packed text, or a conversation in each row; held-out answers are not filled up, so that no EOS is scored."""
+    data = recipe.data
+    if data.format == "text":
+        return PackedText(text, context_length=data.context_length, bos=start_id(tokenizer))
+    by_method = "ignore" if recipe.objective.method == "autoregressive" else "eos_supervised"
+    pad_mode = "ignore" if is_held_out else data.pad_mode or by_method
+    if pad_mode != "ignore" and end_id(tokenizer) is None:
+        raise SettingsError(
+            f"data.pad_mode `{pad_mode}` fills rows up with the end-of-text token, and this tokenizer has none. Set "
+            "data.pad_mode=ignore."
+        )
+    return ChatRows(
+        text,
+        context_length=data.context_length,
+        over_long=data.over_long,
+        eos=None if pad_mode == "ignore" else end_id(tokenizer),
+        eos_cap=data.eos_cap,
+    )
 
 
 def _key(*parts: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask import config
+from unmask.data.rows import rows_of_step
 from unmask.errors import CheckpointError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
@@ -19,9 +20,10 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment, write_text
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.distributed import start
+from unmask.training.distributed import end, start
 from unmask.training.model_card import model_card
-from unmask.training.preparation import TrainingText, prepare_model, prepare_text, prepare_tokenizer
+from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
+from unmask.training.samples import first_row, sample_page
 from unmask.training.trainer import Trainer, total_steps, truncate_metrics, write_final
 
 if TYPE_CHECKING:
@@ -43,12 +45,13 @@ class Outcome:
     is_main: bool
 
 
-def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
+def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) -> Outcome:
     """Run a recipe.
 
     Args:
         recipe: what to train.
         resume: `auto` goes on from the run's latest checkpoint (or starts), a folder from that one; None starts anew.
+        is_last: whether the processes part afterwards; a group that has parted cannot reliably meet again.
 
     Raises:
         CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
@@ -72,10 +75,10 @@ def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
     try:
         ended_by = trainer.fit()
         if ended_by is None and accelerator.is_main_process:
-            _finish(recipe, run)
+            _finish(recipe, run, text)
     finally:
         trainer.console.close()
-        accelerator.end_training()
+        end(accelerator, is_last=is_last)
     return Outcome(run, ended_by, accelerator.is_main_process)
 
 
@@ -84,7 +87,10 @@ def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[Traini
     folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else run.root / "data"
     tokenizer = prepare_tokenizer(recipe, folder)
     text = prepare_text(recipe, tokenizer, folder)
-    return text, prepare_model(recipe, tokenizer, source)
+    checkpoint = prepare_model(recipe, tokenizer, source)
+    if recipe.data.format == "chat":
+        end_turns(checkpoint)
+    return text, checkpoint
 
 
 def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Iterator[str]:
@@ -92,7 +98,7 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
     backbone, settings = checkpoint.backbone, recipe.training
     total, body = parameter_counts(backbone.network)
     steps = total_steps(recipe, text.train)
-    tokens = steps * settings.batch_size * recipe.data.context_length
+    tokens = round(steps * settings.batch_size * text.train.mean_length)
     held_out = "none" if text.held_out is None else f"{len(text.held_out):,} rows"
     yield (
         f"{recipe.objective.method}, {backbone.network.config.model_type}: {total:,} parameters "
@@ -107,9 +113,8 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
             f"({backbone.adapter.base_model_name_or_path}{bits})"
         )
     skipped = f", {text.skipped:,} malformed rows skipped" if text.skipped else ""
-    length, rows = recipe.data.context_length, len(text.train)
-    yield f"text: {rows:,} rows of {length} tokens to train on, held out {held_out}{skipped}"
-    epochs = steps * settings.batch_size / rows
+    yield f"{recipe.data.format}: {text.train.description} to train on, held out {held_out}{skipped}"
+    epochs = steps * settings.batch_size / len(text.train)
     yield f"{steps:,} steps x {settings.batch_size} rows = {tokens:,} tokens ({epochs:.2f} epochs)"
 
 
@@ -122,11 +127,11 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     made = objective(recipe.objective, checkpoint.backbone.diffusion, seed=recipe.seed)
-    batch = text.train.batch(_first_rows(recipe, text), global_row=0, global_rows=1, step=0)
+    rows = rows_of_step(0, batch_size=recipe.training.batch_size, num_rows=len(text.train), seed=recipe.seed)
+    batch = text.train.batch(rows, 0, 1, step=0)
     tokenizer = checkpoint.tokenizer
     if tokenizer is not None:
-        yield f"first row: {tokenizer.decode(batch.ids_BL[0].tolist())!r}"
-        yield f"as trained: {tokenizer.decode(made(batch).ids_BL[0].tolist())!r}"
+        yield from first_row(tokenizer, batch, made(batch), marked=recipe.data.format == "chat")
 
 
 def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
@@ -150,13 +155,6 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     return sum(one.nbytes for one in weights) + 3 * sum(one.nbytes for one in trained) + averages + activations + logits
 
 
-def _first_rows(recipe: Recipe, text: TrainingText) -> Any:
-    from unmask.data.packing import rows_of_step
-
-    rows = rows_of_step(0, batch_size=recipe.training.batch_size, num_rows=len(text.train), seed=recipe.seed)
-    return rows[:1]
-
-
 def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:
     """Make the run folder, or make it ready to go on."""
     if resume is None and run.exists():
@@ -172,13 +170,10 @@ def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:
     truncate_metrics(run, 0 if source is None else checkpoints.read_progress(source).step)
 
 
-def _finish(recipe: Recipe, run: RunFolder) -> None:
+def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
     """Final model, samples and curves."""
     final = write_final(run, model_card(recipe, run))
-    lm = DiffusionLM.from_pretrained(final)
-    outputs = lm.generate(None, recipe.sampling)
-    text = "".join(f"## Sample {number}\n\n```text\n{output.text}\n```\n\n" for number, output in enumerate(outputs))
-    write_text(run.samples / "final.md", f"# Samples of {recipe.name}\n\n{text}")
+    write_text(run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final), text))
     if importlib.util.find_spec("matplotlib") is None:
         print('The curves were not drawn: pip install "unmask[plots]" for that.', file=sys.stderr)
         return

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.batch import Batch
-from unmask.data.packing import PackedText, rows_of_step
+from unmask.data.rows import Rows, rows_of_step
 from unmask.errors import NonFiniteError
 from unmask.evaluation.likelihood import Likelihood, evaluate
 from unmask.models import loading
@@ -143,8 +143,7 @@ class Trainer:
         begin = share * accelerator.process_index
         size = settings.micro_batch_size or share
         for start in range(begin, begin + share, size):
-            chosen = rows[start : min(start + size, begin + share)]
-            yield train.batch(chosen, global_row=start, global_rows=settings.batch_size, step=step)
+            yield train.batch(rows, start, min(start + size, begin + share), step=step)
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
@@ -188,8 +187,9 @@ class Trainer:
             return
         now, (total, count) = time.perf_counter(), self.progress.window
         rate = result.tokens * count / (now - self._clock)
-        head_share = 1.0 if self.recipe.objective.method == "autoregressive" else 0.5
-        flops = flops_per_token(self.backbone, self.recipe.data.context_length, head_share=head_share)
+        train = self.text.train
+        head_share = train.supervised_share * (1.0 if self.recipe.objective.method == "autoregressive" else 0.5)
+        flops = flops_per_token(self.backbone, round(train.mean_length), head_share=head_share)
         record = {
             "step": step + 1,
             "tokens": self.progress.tokens,
@@ -222,7 +222,7 @@ class Trainer:
         if improved or ending or step % (self.settings.save_steps or every) == 0 or self._epoch_ends(step):
             self._save(step)
 
-    def _evaluate(self, held_out: PackedText, step: int) -> bool:
+    def _evaluate(self, held_out: Rows, step: int) -> bool:
         """Score the held-out text with fixed masks; whether it is the best so far."""
         began = time.perf_counter()
         likelihood = self.held_out_likelihood(held_out)
@@ -246,7 +246,7 @@ class Trainer:
         self.progress = dataclasses.replace(self.progress, best_score=score, best_step=step)
         return True
 
-    def held_out_likelihood(self, text: PackedText) -> Likelihood:
+    def held_out_likelihood(self, text: Rows) -> Likelihood:
         """Likelihood of the averaged weights where there are any, else of the weights; every process computes it."""
         self.module.eval()
         if self.average is not None:
@@ -344,7 +344,7 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def total_steps(recipe: Recipe, text: PackedText) -> int:
+def total_steps(recipe: Recipe, text: Rows) -> int:
     """Optimiser steps of a run."""
     settings = recipe.training
     if settings.epochs is not None:

@@ -1,0 +1,288 @@
+"""Chat templates and their tokens: replies are supervised exactly, prompts are as asked, text stays text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import chats
+from unmask.data.chat import Conversation, Message
+from unmask.data.chat_tokens import ChatDocuments, ChatEncoder
+from unmask.data.templates import ChatTemplate, use_template
+from unmask.data.tokenized import Document
+from unmask.errors import DataError, SettingsError
+from unmask.models.tokenizers import byte_tokenizer, decode, encode, load_tokenizer
+from unmask.settings.data import Supervise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KINDS = ["llada", "plain", "qwen2.5", "qwen3", "sdar"]
+THINKING = "<think>\n\n</think>\n\n"
+
+
+@functools.cache
+def tokenizer_of(kind: str, folder: Path) -> PreTrainedTokenizerBase:
+    if kind == "llada":
+        return chats.llada_tokenizer()
+    return chats.plain_tokenizer() if kind == "plain" else chats.shared_tokenizer(folder, kind)
+
+
+def documents(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, supervise: Supervise) -> list[Document]:
+    encoder = ChatEncoder(ChatTemplate(tokenizer))
+    return encoder.documents(encoder.template.rows(conversation, supervise))
+
+
+def reply(kind: str, content: str) -> str:
+    """What a model of each kind has to write, by the words of its template, without the end."""
+    if kind == "llada":
+        return content.strip()
+    if kind in ("qwen3", "sdar"):
+        return THINKING + content.lstrip("\n")
+    return content
+
+
+END = {"llada": "<|eot_id|>", "plain": "<|eos|>", "qwen2.5": "<|im_end|>", "qwen3": "<|im_end|>", "sdar": "<|im_end|>"}
+
+
+def llada_text(conversation: Conversation) -> str:
+    turns = [
+        f"<|start_header_id|>{one.role}<|end_header_id|>\n\n{one.content.strip()}<|eot_id|>"
+        for one in conversation.messages
+    ]
+    return "<|startoftext|>" + "".join(turns)
+
+
+def plain_text(conversation: Conversation) -> str:
+    words = {"system": "System:\n{}\n", "user": "User:\n{}\n", "assistant": "Assistant:\n{}<|eos|>\n"}
+    return "<|bos|>" + "".join(words[one.role].format(one.content) for one in conversation.messages)
+
+
+@settings(max_examples=30, deadline=None)
+@given(chats.conversations())
+def test_our_templates_write_what_they_promise(conversation: Conversation) -> None:
+    for tokenizer, expected in (
+        (chats.llada_tokenizer(), llada_text(conversation)),
+        (chats.plain_tokenizer(), plain_text(conversation)),
+    ):
+        template = ChatTemplate(tokenizer)
+        assert template.render(chats.dicts(conversation)) == expected
+        opening = {True: "<|start_header_id|>assistant<|end_header_id|>\n\n", False: "Assistant:\n"}
+        asked = template.render(chats.dicts(conversation)[:-1], reply=True)
+        assert asked.endswith(opening["<|eot_id|>" in template.end])
+        assert expected.startswith(asked)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conversation=chats.conversations(), supervise=st.sampled_from(["all", "last", "each"]))
+def test_exactly_the_replies_and_their_ends_are_supervised(
+    kind: str, shared_data: Path, conversation: Conversation, supervise: Supervise
+) -> None:
+    tokenizer = tokenizer_of(kind, shared_data)
+    replies = [reply(kind, one.content) for one in conversation.messages if one.role == "assistant"]
+    expected = {"all": [replies], "last": [replies[-1:]], "each": [[one] for one in replies]}[supervise]
+    if supervise == "all" and len(replies) > 1 and kind in ("qwen3", "sdar"):
+        with pytest.raises(SettingsError, match=r"rewrites earlier turns.*data\.supervise=each"):
+            documents(tokenizer, conversation, supervise)
+        return
+    found = documents(tokenizer, conversation, supervise)
+    for document, texts in zip(found, expected, strict=True):
+        runs = supervised_runs(document)
+        assert [tokenizer.decode(run) for run in runs] == [text + END[kind] for text in texts]
+        end_id = tokenizer.convert_tokens_to_ids(END[kind])
+        assert [run.count(end_id) for run in runs] == [1] * len(runs)
+        assert int(document.bytes.sum()) == sum(len(text.encode()) for text in texts)
+        assert not document.bytes[~document.supervised].any()
+        assert document.supervised[-1]
+
+
+def supervised_runs(document: Document) -> list[list[int]]:
+    assert document.supervised is not None
+    edges = np.flatnonzero(np.diff(document.supervised.astype(int), prepend=0, append=0)).reshape(-1, 2)
+    return [document.ids[start:stop].tolist() for start, stop in edges]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conversation=chats.conversations())
+def test_no_message_makes_a_control_token_and_none_of_the_template_is_lost(
+    kind: str, shared_data: Path, conversation: Conversation
+) -> None:
+    tokenizer = tokenizer_of(kind, shared_data)
+    harmless = Conversation(tuple(Message(one.role, "x") for one in conversation.messages))
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    found, expected = (
+        [
+            [token for token in document.ids.tolist() if token in special]
+            for document in documents(tokenizer, one, "each")
+        ]
+        for one in (conversation, harmless)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conversation=chats.conversations())
+def test_prompts_have_the_ids_that_the_model_is_asked_with(
+    kind: str, shared_data: Path, conversation: Conversation
+) -> None:
+    tokenizer = tokenizer_of(kind, shared_data)
+    encoder = ChatEncoder(ChatTemplate(tokenizer))
+    for number, document in zip(conversation.replies, documents(tokenizer, conversation, "each"), strict=True):
+        asked = chats.dicts(conversation)[:number]
+        assert document.supervised is not None
+        prompt = document.ids[: int(document.supervised.argmax())].tolist()
+        assert prompt == encoder.prompt(asked)
+        spelled = any(token in one["content"] for one in asked for token in encoder.template.control_tokens)
+        if not spelled:
+            rendered = encoder.template.render(asked, reply=True)
+            assert prompt == encode(tokenizer, rendered, special=False)
+
+
+def test_a_row_of_all_replies_is_the_history_as_it_is_read_again(shared_data: Path) -> None:
+    conversation = chats.conversation("Who are you?", "A model. ", " And\nthen?", "Nothing.", "Why", "So")
+    stories = load_tokenizer(shared_data / "checkpoints" / "stories260k")
+    use_template(stories, "plain")
+    for tokenizer in (tokenizer_of("qwen2.5", shared_data), chats.llada_tokenizer(), chats.plain_tokenizer(), stories):
+        template = ChatTemplate(tokenizer)
+        (document,) = documents(tokenizer, conversation, "all")
+        assert document.supervised is not None
+        starts = np.flatnonzero(np.diff(document.supervised.astype(int)) == 1) + 1
+        for number, start in zip(conversation.replies, starts.tolist(), strict=True):
+            history = template.render(chats.dicts(conversation)[:number], reply=True)
+            assert document.ids[:start].tolist() == encode(tokenizer, history, special=False)
+
+
+def test_tokenizers_that_add_a_space_do_not_put_one_before_a_reply(shared_data: Path) -> None:
+    stories = load_tokenizer(shared_data / "checkpoints" / "stories260k")
+    use_template(stories, "plain")
+    (document,) = documents(stories, chats.conversation("Who was sad?", "Tim </s> was."), "all")
+    prompt, answer = document.ids[~document.supervised].tolist(), document.ids[document.supervised].tolist()
+    assert decode(stories, [*prompt, *answer])[len(decode(stories, prompt)) :] == "Tim </s> was."
+    assert answer.count(stories.eos_token_id) == 1
+    # Its control tokens are found after normalisation only, that is behind a space.
+    odd = load_tokenizer(shared_data / "checkpoints" / "tinystories-656k")
+    use_template(odd, "plain")
+    (document,) = documents(odd, chats.conversation("Who was sad?", "Tim was"), "all")
+    assert document.ids[-1] == odd.eos_token_id
+    assert document.ids[0] == odd.bos_token_id
+
+
+def test_the_end_of_a_turn_ends_generation(shared_data: Path) -> None:
+    for kind in KINDS:
+        template = ChatTemplate(tokenizer_of(kind, shared_data))
+        assert template.end == END[kind]
+        assert template.end_id == template.tokenizer.convert_tokens_to_ids(END[kind])
+
+
+# --- templates that cannot be trained with ------------------------------------------------------------------------
+
+
+def jinja(text: str) -> PreTrainedTokenizerBase:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def turns(end: str, opening: str = "") -> str:
+    """A template: `role:content` and an end for each turn, and an opening of a reply."""
+    loop = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}END{% endfor %}".replace("END", end)
+    return loop + "{% if add_generation_prompt %}" + opening + "{% endif %}"
+
+
+def test_a_template_without_an_end_of_turn_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"writes no special token .* after a reply.*it writes ';'"):
+        documents(jinja(turns(";")), chats.conversation("a", "b"), "all")
+
+
+def test_a_generation_prompt_that_no_reply_begins_with_is_refused() -> None:
+    odd = jinja(turns("<|eos|>", "assistant: <plan>"))
+    with pytest.raises(SettingsError, match="does not begin a reply as its generation prompt does"):
+        documents(odd, chats.conversation("a", "b"), "all")
+
+
+def test_a_reply_that_ends_in_another_way_is_refused() -> None:
+    odd = jinja(turns("{{ '<|bos|>' if m['content'] == 'b' else '<|eos|>' }}"))
+    with pytest.raises(SettingsError, match=r"ends some replies otherwise than with '<\|eos\|>'"):
+        documents(odd, chats.conversation("a", "b"), "all")
+
+
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] }}<|eos|>{% endfor %}"
+)
+
+
+def test_conversations_that_the_template_refuses_are_named_or_skipped() -> None:
+    encoder = ChatEncoder(ChatTemplate(jinja(STRICT)))
+    good = chats.conversation("a", "b")
+    twice = Conversation((Message("user", "a"), *good.messages), "rows.jsonl, line 7")
+
+    def stop(message: str) -> None:
+        raise DataError(message)
+
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 7: the chat template refuses.*roles must alternate"):
+        list(ChatDocuments([good, twice], encoder, "all", stop))
+    messages: list[str] = []
+    found = ChatDocuments([good, twice, good], encoder, "all", messages.append)
+    assert [len(list(found)), found.refused, len(messages)] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        (None, r"has no chat template\. Set data\.chat_template to llada, plain"),
+        ("llada", r"`llada` needs the tokens <\|startoftext\|>, .*which this tokenizer lacks"),
+        ("plian", r"no chat template plian: neither a known one nor a file\. Did you mean `plain`"),
+        ("nowhere.jinja", r"no chat template nowhere\.jinja"),
+    ],
+)
+def test_templates_that_are_not_there_say_what_to_do(name: str | None, what: str) -> None:
+    with pytest.raises(SettingsError, match=what):
+        use_template(byte_tokenizer(), name)
+
+
+def test_plain_needs_an_end_of_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(SettingsError, match="`plain` ends each reply with the end-of-text token"):
+        use_template(tokenizer, "plain")
+
+
+def test_a_template_file_is_used_and_saved_with_the_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(turns("<|eos|>", "assistant:"), encoding="utf-8")
+    tokenizer = byte_tokenizer()
+    use_template(tokenizer, str(file))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    (document,) = documents(again, chats.conversation("a", "b"), "all")
+    assert again.decode(document.ids) == "user:a<|eos|>assistant:b<|eos|>"
+    file.write_text("{% for %}", encoding="utf-8")
+    use_template(tokenizer, str(file))
+    with pytest.raises(SettingsError, match="A question and its answer cannot be written"):
+        documents(tokenizer, chats.conversation("a", "b"), "all")
+
+
+def test_many_conversations_are_tokenised_as_each_one_is(shared_data: Path) -> None:
+    tokenizer = tokenizer_of("qwen2.5", shared_data)
+    encoder = ChatEncoder(ChatTemplate(tokenizer))
+    some = [chats.conversation(f"question {n}", "answer <|im_end|>" * (n % 2) + "z" * n) for n in range(300)]
+
+    def never(message: str) -> None:
+        raise AssertionError(message)
+
+    together = list(ChatDocuments(some, encoder, "all", never))
+    apart: Sequence[Document] = [one for each in some for one in documents(tokenizer, each, "all")]
+    assert [one.ids.tolist() for one in together] == [one.ids.tolist() for one in apart]
