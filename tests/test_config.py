@@ -11,7 +11,7 @@ from unmask.settings.decoding import SamplingParams
 from unmask.settings.pipeline import PipelineRecipe
 from unmask.settings.recipe import Recipe
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:

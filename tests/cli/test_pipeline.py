@@ -1,5 +1,6 @@
 """`unmask pipeline` as its users run it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -94,3 +95,25 @@ def test_the_resolved_recipe_and_every_key_are_printed(folder: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "pretraining.training.learning_rate=0.001" in shown
     assert "sft.model.from_pretrained=...  [text or null]\n      Folder, run or hub id" in shown
+
+
+def test_the_stories_pipeline_runs_on_real_data_and_its_result_chats(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "stories-pipeline.yaml"
+    small = [
+        f"{stage}.{key}" for stage in ("pretraining", "sft") for key in ("training.steps=2", "evaluation.max_rows=4")
+    ]
+    words = [
+        *("pipeline", str(recipe), f"output_dir={tmp_path}", "inference.sampling.max_new_tokens=4", *small),
+        f"pretraining.model.from_pretrained={shared_data / 'checkpoints' / 'stories260k'}",
+        f"pretraining.data.train={shared_data / 'text' / 'tinystories_sample.jsonl.gz'}",
+        f"sft.data.train={shared_data / 'instruct' / 'nq_open_dev.jsonl.gz'}",
+    ]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("> who is the little girl in the story\n")
+    assert "conversations of" in captured.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("who is the king\nand the queen\n"))
+    assert main(["chat", str(tmp_path / "stories" / "sft"), "--max-new-tokens", "4", "--ignore-eos"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2

@@ -203,6 +203,15 @@ def test_fine_tuning_alone_needs_a_model(finished: Path, tmp_path: Path) -> None
         pipelines.plan(recipe(tmp_path, f"sft.model.from_pretrained={tmp_path / 'gone'}"), ("sft",))
 
 
+def test_fine_tuning_may_train_an_adapter_of_what_pretraining_made(copy: Path) -> None:
+    chosen = recipe(copy, "sft.adapter.rank=2", "sft.training.steps=1")
+    pipelines.run(pipelines.plan(chosen, STAGES, restart="sft"))
+    assert (pipelines.last_finished(chosen) / "adapter_config.json").is_file()
+    assert all(stage.is_finished for stage in pipelines.plan(chosen, STAGES))
+    with pytest.raises(CheckpointError, match=r"adapter\.rank: 2 -> None"):
+        pipelines.plan(recipe(copy, "sft.training.steps=1"), STAGES)
+
+
 def test_what_a_later_stage_lacks_is_said_before_the_first_one_runs(tmp_path: Path) -> None:
     recipes.write_text(tmp_path)
     for change, message in (("sft.data.train=gone.jsonl", "there is no gone.jsonl"), ("sft.data.train=[]", "No data")):

@@ -195,7 +195,7 @@ def save(
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or `5GB`).
+    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or text as `5GB`).
 
     `weights` replaces its own (an average, or gathered shards).
     """
