@@ -184,4 +184,6 @@ def _summary(turn: Turn, seconds: float) -> str:
     assert turn.step is not None, "a reply has at least one step"
     tokens, forwards = len(turn.tokens), turn.step.forwards
     line = f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward, {seconds:.1f} s"
+    if not turn.text.strip():
+        line += "; the reply is empty, so this turn is left out of the conversation"
     return f"{line}; cut at max_new_tokens" if turn.is_cut else line
