@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.models.published import tiny
+from tests.training import recipes
 from unmask.cli.main import main
-from unmask.models.loading import load
+from unmask.models.adapters import attach
+from unmask.models.loading import load, save
+from unmask.models.tokenizers import byte_tokenizer
+from unmask.settings.adapter import AdapterSettings
 
 
 @pytest.fixture
@@ -86,7 +91,7 @@ def test_info_is_a_table_or_one_json_object(folder: Path, capsys: pytest.Capture
         "40 ids in 40 rows, untied",
         "141.2 KiB in 2 files, float64",
         "full AdamW  282.5 KiB in fp32",
-        "canvas, max_new_tokens 128",
+        "canvas, temperature 0.0, top_p 1.0, canvas_mode fixed_length, unmasking low_confidence_static",
     ):
         assert text in table
     assert "PROBLEM" not in table
@@ -109,3 +114,32 @@ def test_info_of_a_run_tells_its_checkpoints(folder: Path, tmp_path: Path, capsy
     table = capsys.readouterr().out
     assert table.splitlines()[0] == str(run / "best")
     assert "step-2, step-10; best step-2, latest step-10" in table
+
+
+def test_a_published_checkpoint_is_trained_on_and_goes_back(tmp_path: Path) -> None:
+    config = tiny.llada(embedding_size=264, vocab_size=264, mask_token_id=258)
+    theirs = tiny.write(tmp_path / "theirs", config, tiny.random_tensors(config))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|mdm_mask|>"})
+    tokenizer.save_pretrained(theirs)
+    recipes.write_text(tmp_path)
+    recipe = recipes.tree(tmp_path, steps=2) | {"model": {"from_pretrained": str(theirs), "dtype": "float64"}}
+    del recipe["data"]["tokenizer"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "back"), "--to", "llada"]) == 0
+    before, after = (load_file(one / "model.safetensors") for one in (theirs, tmp_path / "back"))
+    assert before.keys() == after.keys() and not any(value.equal(after[name]) for name, value in before.items())
+    written = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
+    assert written | {"auto_map": config["auto_map"]} == config
+
+
+def test_an_adapter_is_merged_before_it_is_converted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load(folder, device="cpu")
+    attach(checkpoint.backbone, AdapterSettings(rank=4), base=str(folder), seed=0)
+    save(checkpoint, tmp_path / "adapter")
+    assert "unmask merge" in failed(capsys, "convert", tmp_path / "adapter", tmp_path / "out", "--to", "llada")
+    assert main(["info", str(tmp_path / "adapter")]) == 0
+    assert "LoRA of rank 4 on down_proj, gate_proj, k_proj" in capsys.readouterr().out

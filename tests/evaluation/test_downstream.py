@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,8 @@ def test_results_are_the_same_under_any_batch_size_and_task_order(
 
 
 @pytest.mark.parametrize(
-    "options", [["--likelihood", "chain_rule"], ["--cfg-scale", "0.5"], ["--sampler", "llada_rounded"]]
+    "options",
+    [["--likelihood", "chain_rule"], ["--cfg", "0.5", "--is-check-greedy", "false"], ["--sampler", "llada_rounded"]],
 )
 def test_estimators_are_options(
     model: str, folders: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
@@ -261,6 +263,18 @@ def test_zero_shot_by_definition_is_kept_and_said(shared_data: Path, tmp_path: P
     assert downstream._apply_shots(run, prepared.loaded) == [
         "fixed: zero-shot by definition, num_fewshot 5 is not applied"
     ]
+
+
+def test_the_commands_of_the_docs_that_need_no_network_run(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / "evaluation.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [line for line in lines if "--include-path tests/evaluation/tasks" in line]
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(re.sub(r"--limit \d+", "--limit 1", line.replace("MODEL", model)))
+        assert main(words[1:]) == 0
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------

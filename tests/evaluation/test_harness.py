@@ -258,5 +258,6 @@ def test_standard_errors_are_kept_for_each_task() -> None:
     harness = HarnessLM(model(), AnswerSettings(mc_num=4))
     harness.loglikelihood(asked("loglikelihood", [("A", " b"), ("A", " boat")]))
     tally = harness.tallies["task"]
-    assert (tally.answers, tally.sampled) == (2, 1)
-    assert tally.mean_stderr > 0
+    (exact,), (drawn,) = ([harness._pair("A", text, key=0)] for text in (" b", " boat"))
+    assert (tally.answers, len(exact.answer), len(drawn.answer)) == (2, 2, 5)
+    assert tally.mean_stderr == tally.stderr_sum / 2 > 0

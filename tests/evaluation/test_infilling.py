@@ -207,8 +207,11 @@ def test_the_command_line_measures_infilling(tmp_path: Path, capsys: pytest.Capt
     assert "--allow-code" in table
     for given, message in (
         (["--infill-length", "none"], "--infill-length must be oracle or a number of tokens from 1 on, got none"),
-        (["--mc-num", "3"], "--mc-num is not used here; it belongs to --tasks or --recipe"),
-        (["--data", "x"], "--data is not used here; it belongs to --data"),
+        (
+            ["--mc-num", "3"],
+            "--mc-num goes with downstream tasks (--tasks, --recipe), and this command measures infilling",
+        ),
+        (["--data", "x"], "--data goes with the likelihood of text, and this"),
     ):
         assert main([*words, *given]) == 2
         assert message in capsys.readouterr().err

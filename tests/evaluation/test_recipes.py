@@ -46,6 +46,13 @@ def test_the_task_overrules_the_defaults_and_the_command_line_both(tmp_path: Pat
     assert [run.name for run in read_recipe(file, only=["b"])] == ["b"]
 
 
+def test_the_original_harness_names_are_understood() -> None:
+    names = {"cfg": 0.5, "is_check_greedy": False, "mc_num": 16, "sampling": {"gen_length": 64, "steps": 32}}
+    run = task_run("a", names, source="here")
+    assert (run.answers.cfg_scale, run.task.check_greedy, run.answers.mc_num) == (0.5, False, 16)
+    assert run.sampling == {"cfg_scale": 0.5, "max_new_tokens": 64, "denoising_steps": 32}
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
 

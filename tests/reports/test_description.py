@@ -13,10 +13,12 @@ from tests.models.test_files import truncate_after_headers
 from tests.models.tiny import FAMILY_NAMES, stock
 from unmask import DiffusionLM, SamplingParams
 from unmask.errors import CheckpointError
+from unmask.models.adapters import attach
 from unmask.models.backbone import Backbone
 from unmask.models.loading import Checkpoint, load, parameter_counts, save
 from unmask.models.tokenizers import byte_tokenizer
 from unmask.reports.description import LORA_RANK, describe
+from unmask.settings.adapter import AdapterSettings
 from unmask.settings.model import DiffusionConfig
 
 
@@ -93,7 +95,7 @@ def test_memory_follows_from_the_sizes(tmp_path: Path) -> None:
     other = 2 * 40 * 32 + 5 * 32
     assert record["parameters"] == linear + other
     adapter = LORA_RANK * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
-    total, nf4 = linear + other, linear * 0.5625 + 2 * other
+    total, nf4 = linear + other, round(linear * (0.5 + 1 / 64 + 1 / 4096)) + 2 * other
     assert record["weights_memory"] == {"float32": 4 * total, "bfloat16": 2 * total, "nf4": nf4}
     assert record["training_memory"] == {
         "adamw_float32": 16 * total,
@@ -123,3 +125,14 @@ def test_a_tied_head_that_is_stored_as_well_is_no_problem(tmp_path: Path) -> Non
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert describe(tmp_path)["problems"] == []
+
+
+def test_an_adapter_is_described_with_its_base(published: Path, tmp_path: Path) -> None:
+    checkpoint = load(published, device="cpu")
+    attach(checkpoint.backbone, AdapterSettings(rank=4), base=str(published), seed=0)
+    save(checkpoint, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    record, base = describe(tmp_path / "adapter"), describe(published)
+    assert record["adapter"]["rank"] == 4 and record["adapter"]["base"] == str(published)
+    assert "q_proj" in record["adapter"]["targets"] and record["adapter"]["quantization"] is None
+    assert {**record, "model": base["model"], "adapter": None} == base

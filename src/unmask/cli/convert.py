@@ -45,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.models.published.writing import save_published
 
     checkpoint = loading.load(locate(parsed.source), dtype=parsed.dtype, device="cpu")
+    if checkpoint.backbone.adapter is not None:
+        raise CheckpointError(f"{parsed.source} is an adapter. Merge it into its base first: unmask merge ADAPTER OUT")
     with written_folder(target) as partial:
         if parsed.to == _OURS:
             loading.save(checkpoint, partial, max_shard_size=parsed.max_shard_size)

@@ -27,8 +27,11 @@ _EXAMPLES = """\
   unmask evaluate GSAI-ML/LLaDA-8B-Base --recipe recipes/evaluation/llada-base.yaml --tasks piqa
   unmask evaluate runs/python-docs --infilling HumanEval-SingleLineInfilling.jsonl.gz --infill-length oracle
 """
-_FIRST = {"text": "--data", "tasks": "--tasks or --recipe", "infilling": "--infilling"}
-_NAMES = {"text": "the likelihood of text", "tasks": "tasks", "infilling": "infilling"}
+_WAYS = {
+    "text": "the likelihood of text",
+    "tasks": "downstream tasks (--tasks, --recipe)",
+    "infilling": "infilling (--infilling)",
+}
 _COMMON = {"model", "output", "json", "device", "dtype"}
 _TITLES: dict[type, str] = {
     EvaluationSettings: "likelihood of text",
@@ -73,7 +76,8 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     options.add_argument("--json", action="store_true", help="print the JSON record instead of the table")
     options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
     options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    used = _own_options(options)
+    used: dict[str, set[str]] = {way: set() for way in _WAYS}
+    _add_own(options, used)
     kinds = {kind: {one.name for one in dataclasses.fields(kind)} for kind in _TITLES}
     seen = set(_ONE_TEXT)
     for kind, title in _TITLES.items():
@@ -86,48 +90,49 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     return options, used
 
 
-def _own_options(options: Parser) -> dict[str, set[str]]:
-    """The options that are no settings, by the way of measuring that they belong to."""
-    text = options.add_argument_group("text")
-    tasks = options.add_argument_group("tasks of lm-evaluation-harness")
-    infilling = options.add_argument_group("infilling")
-    groups = {"text": text, "tasks": tasks, "infilling": infilling}
+def _add_own(options: Parser, used: dict[str, set[str]]) -> None:
+    """The options that are no settings, each under the first of the ways that use it."""
+    groups = {way: options.add_argument_group(f"for {name}") for way, name in _WAYS.items()}
 
-    def add(way: str, *names: str, **how: object) -> None:
-        groups[way].add_argument(*names, default=argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+    def add(ways: str, name: str, **how: object) -> None:
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
+        first, *others = ways.split()
+        action = groups[first].add_argument(*spellings, default=argparse.SUPPRESS, **how)  # type: ignore[arg-type]
+        for way in (first, *others):
+            used[way].add(action.dest)
 
-    add("text", "--data", action="append", metavar="SOURCE", help="text to score [default: the run's held-out]")
-    add("text", "--context-length", "--context_length", type=int, help="tokens per row [default: the run's]")
-    add("text", "--text-field", "--text_field", help="field of JSON rows [default: text]")
-    add("text", "--separator", help="text between the documents of a plain-text file")
-    add("text", "--split", help="split of a Hugging Face dataset [default: train]")
-    add("text", "--malformed", choices=("error", "skip"), help="rows that cannot be read")
-    add("tasks", "--tasks", metavar="NAMES", help="tasks, groups or tags, with commas between them")
-    add("tasks", "--recipe", metavar="FILE", help="tasks with their settings; --tasks then keeps some of them")
+    add("text", "data", action="append", metavar="SOURCE", help="text to score [default: the run's held-out]")
+    add("text", "context-length", type=int, metavar="N", help="tokens per row [default: the run's]")
+    add("text", "text-field", metavar="NAME", help="field of JSON rows [default: text]")
+    add("text", "separator", metavar="TEXT", help="text between the documents of a plain-text file")
+    add("text", "split", metavar="NAME", help="split of a Hugging Face dataset [default: train]")
+    add("text", "malformed", choices=("error", "skip"), help="rows that cannot be read [default: error]")
+    add("tasks", "tasks", metavar="NAMES", help="tasks, groups or tags, with commas between them")
+    add("tasks", "recipe", metavar="FILE", help="tasks with their settings; --tasks then keeps some of them")
+    add("tasks", "include-path", action="append", metavar="DIR", help="task definitions of your own")
+    add("tasks infilling", "samples", metavar="FILE", help="also write every question and answer, as JSON lines")
+    add("tasks infilling", "allow-code", action="store_true", help="run code that the model writes")
+    add("tasks", "cfg", dest="cfg_scale", metavar="VALUE", help="cfg_scale, as LLaDA's harness names it")
     add(
-        "tasks", "--include-path", "--include_path", action="append", metavar="DIR", help="task definitions of your own"
+        "tasks",
+        "is-check-greedy",
+        dest="check_greedy",
+        metavar="BOOL",
+        help="check_greedy, as LLaDA's harness names it",
     )
-    add("tasks", "--samples", metavar="FILE", help="also write every question (or gap) and answer here, as JSON lines")
-    add("infilling", "--infilling", metavar="FILE", help="HumanEval-infilling problems, .jsonl or .jsonl.gz")
+    add("infilling", "infilling", metavar="FILE", help="HumanEval-infilling problems, .jsonl or .jsonl.gz")
     add(
         "infilling",
-        "--infill-length",
-        "--infill_length",
+        "infill-length",
         metavar="N",
-        help="tokens of each gap, or oracle for those of the solution [default: oracle]",
+        help="tokens of each gap, or oracle: the solution's [default: oracle]",
     )
-    add("infilling", "--allow-code", "--allow_code", action="store_true", help="run code that the model writes")
-    return {
-        "text": {"data", "context_length", "text_field", "separator", "split", "malformed"},
-        "tasks": {"tasks", "recipe", "include_path", "samples", "allow_code"},
-        "infilling": {"infilling", "infill_length", "samples", "allow_code"},
-    }
 
 
 def _check(given: argparse.Namespace, way: str, used: dict[str, set[str]]) -> None:
     for name in sorted(set(vars(given)) - _COMMON - used[way]):
-        homes = [_FIRST[other] for other, names in used.items() if name in names]
+        homes = [_WAYS[other] for other, names in used.items() if name in names]
         raise SettingsError(
-            f"--{name.replace('_', '-')} is not used here; it belongs to {' and '.join(homes)}. "
-            f"This command measures {_NAMES[way]}."
+            f"--{name.replace('_', '-')} goes with {' and '.join(homes)}, and this command measures {_WAYS[way]}. "
+            "Leave it out."
         )

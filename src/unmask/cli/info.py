@@ -39,6 +39,11 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if record["run"] is not None:
         run = record["run"]
         yield "run", f"{', '.join(run['checkpoints']) or 'no checkpoints'}; best {run['best']}, latest {run['latest']}"
+    if record["adapter"] is not None:
+        adapter = record["adapter"]
+        bits = ", on 4-bit weights" if adapter["quantization"] else ""
+        yield "adapter", f"LoRA of rank {adapter['rank']} on {', '.join(adapter['targets'])}{bits}"
+        yield "base", adapter["base"]
     yield "format", f"{record['format']}, opens as {record['network']}"
     yield "method", _method(record)
     yield "parameters", f"{record['parameters']:,} ({record['parameters_without_embeddings']:,} without embeddings)"
@@ -57,8 +62,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     training = {name: _size(count) for name, count in record["training_memory"].items()}
     yield "full AdamW", f"{training['adamw_float32']} in fp32, {training['adamw_bfloat16']} in bf16, and activations"
     yield "LoRA", f"{training['lora_bfloat16']} on bf16, {training['lora_nf4']} on 4-bit weights, and activations"
-    settings = {key: value for key, value in record["decoding"].items() if value is not False}
-    yield "decoding", ", ".join(f"{key} {value}" for key, value in settings.items()).removeprefix("decoding ")
+    yield "decoding", _decoding(record["decoding"])
     for problem in record["problems"]:
         yield "PROBLEM", problem
 
@@ -69,6 +73,13 @@ def _network(record: dict[str, Any]) -> str:
         f"{record['layers']} layers of {record['hidden_size']:,}, MLP {record['intermediate_size']:,}, "
         f"{heads} heads of {record['head_dim']} over {shared} for keys and values"
     )
+
+
+def _decoding(settings: dict[str, Any]) -> str:
+    """The default decoding, without what is off and what belongs to a single call."""
+    told = {key: value for key, value in settings.items() if key == "temperature" or value not in (0, False, "none")}
+    named = [f"{key} {value}" for key, value in told.items() if key not in ("decoding", "max_new_tokens", "n", "seed")]
+    return ", ".join([settings["decoding"], *named])
 
 
 def _method(record: dict[str, Any]) -> str:

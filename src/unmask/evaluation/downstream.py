@@ -61,6 +61,8 @@ def prepare(runs: Sequence[TaskRun], *, include_path: Sequence[str] = (), allow_
     manager = _manager([run.name for run in runs], include_path)
     for run in runs:
         _check(run.name, manager, allow_code=allow_code)
+    if allow_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric `code_eval` asks for it, too
     return [Prepared(run, _load(run.name, manager)) for run in runs]
 
 
@@ -95,9 +97,10 @@ def _is_whole(name: object, manager: TaskManager) -> bool:
 
 def _check(name: str, manager: TaskManager, *, allow_code: bool) -> None:
     if name not in manager.task_index:
+        hint = nearest(name, manager.all_tasks)
+        hint = hint if hint.startswith("Did you mean") else "`lm-eval ls tasks` lists all of them."
         raise SettingsError(
-            f"There is no task `{name}` in lm-evaluation-harness. {nearest(name, manager.all_tasks)[:400]} "
-            "Tasks of your own: --include-path FOLDER"
+            f"There is no task `{name}` in lm-evaluation-harness. {hint} Tasks of your own: --include-path FOLDER"
         )
     config = manager.task_index[name].cfg or {}
     if config.get("unsafe_code") and not allow_code:
@@ -105,8 +108,6 @@ def _check(name: str, manager: TaskManager, *, allow_code: bool) -> None:
             f"The task {name} runs code that the model writes, on this machine. Allow it with --allow-code, best in a "
             "container."
         )
-    if allow_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by the metric `code_eval`
 
 
 def _load(name: str, manager: TaskManager) -> Loaded:
@@ -218,7 +219,7 @@ def _rows(results: Sequence[dict[str, Any]], harness: HarnessLM, loaded: Loaded)
                     "is_group": name in groups,
                     "filter": filter_name,
                     "metric": metric,
-                    "value": statistics.fmean(values),
+                    "value": _number(statistics.fmean(values)),
                     "stderr": _number(metrics.get(f"{metric}_stderr,{filter_name}")),
                     "seed_spread": statistics.stdev(values) if len(values) > 1 else None,
                     "flips": flips,

@@ -42,7 +42,6 @@ class Tally:
 
     Attributes:
         answers: answers and texts scored.
-        sampled: those among them whose value is an estimate over drawn masks.
         stderr_sum: the sum of their standard errors in nats; NaN if one is unknown.
         cut: contexts and prompts that were too long and lost tokens on the left.
         lost: tokens that they lost.
@@ -51,7 +50,6 @@ class Tally:
     """
 
     answers: int = 0
-    sampled: int = 0
     stderr_sum: float = 0.0
     cut: int = 0
     lost: int = 0
@@ -61,7 +59,6 @@ class Tally:
     def add(self, nats: AnswerNats) -> None:
         """Count one answer."""
         self.answers += 1
-        self.sampled += nats.stderr != 0
         self.stderr_sum += nats.stderr
         self.shorten(nats.lost)
 

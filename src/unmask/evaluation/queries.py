@@ -3,7 +3,8 @@
 In: a stream of queries of any lengths. Out: for each, in the same order, the nats of its tokens and the likeliest
 tokens there. Queries are evaluated `batch_size` inputs at a time; an input that several queries of a batch share (the
 letters of a multiple choice, equal masks) is evaluated once. Nothing depends on what else is in a batch.
-Shapes: B inputs of a batch, L length, D width, V vocabulary, R places read by a query, U places read in a batch.
+Shapes: Q queries of a batch, B their distinct inputs, L length, D width, V vocabulary, R rows that a query (or all of a
+batch) reads, U the distinct ones among them, C a chunk of these.
 """
 
 from __future__ import annotations

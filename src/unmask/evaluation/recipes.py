@@ -29,6 +29,8 @@ _ANSWERS, _TASK, _SAMPLING = (
 )
 _KEYS = _ANSWERS | _TASK | {"sampling", "published"}
 _ONE_TEXT = ("n", "trace")
+RENAMED = {"cfg": "cfg_scale", "is_check_greedy": "check_greedy"}
+"""Options of LLaDA's own harness that have another name here."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def task_run(name: str, tree: Mapping[str, Any], *, source: str) -> TaskRun:
     Raises:
         SettingsError: a key is unknown, or a value of the wrong type or out of range.
     """
+    tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     for key in tree:
         if key not in _KEYS:
             raise SettingsError(f"Unknown key `{key}` of the task {name} in {source}. {nearest(key, _KEYS)}")

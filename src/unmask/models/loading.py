@@ -24,9 +24,9 @@ from unmask.models.adapters import SavedAdapter
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
 from unmask.models.families import FAMILIES
 from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, fetched, read_json
-from unmask.models.published.format import PublishedFormat, limited
+from unmask.models.published.format import PublishedFormat
 from unmask.models.source import Source, read_source, weights_of
-from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
+from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
 from unmask.settings.model import DiffusionConfig, ModelSettings
@@ -88,8 +88,7 @@ def load(
     options: dict[str, Any] = {}
     if quantize == "nf4":
         options["quantization_config"] = quantization.nf4(_resolved(dtype, source.config), target)
-        device_map = device_map or {"": target}
-    if device_map is None and target.type != "cpu":
+    if device_map is None and (options or target.type != "cpu"):
         device_map = {"": target}  # the weights go where they belong as they are read, not by way of the CPU
     with weights_of(source, dtype) as weights:
         try:
@@ -113,11 +112,16 @@ def load(
 def outline(name: str | Path) -> Checkpoint:
     """The checkpoint without its weights: its parameters are on the meta device, where they have shapes but no values.
 
+    Of an adapter, it is the base under the adapter's entry and tokenizer, without the adapter's layers.
+
     Raises:
         CheckpointError: as in `load`, as far as the configuration and the tokenizer tell.
     """
     from transformers import GenerationConfig
 
+    saved = adapters.find(name)
+    if saved is not None:
+        return _under_entry(outline(saved.base), saved)
     source = read_source(name)
     with torch.device("meta"):
         network = source.family.model()(source.config)
@@ -191,7 +195,7 @@ def save(
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or `5GB`).
+    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or text as `5GB`).
 
     `weights` replaces its own (an average, or gathered shards).
     """
@@ -232,15 +236,21 @@ def _load_adapter(
             f"The adapter {saved.name} lacks its base model {saved.base}. {error} Put the base there, or write where "
             f"it is now into `base_model_name_or_path` of {saved.name}/adapter_config.json."
         ) from None
-    backbone = checkpoint.backbone
+    checkpoint = _under_entry(checkpoint, saved)
+    adapters.restore(checkpoint.backbone, saved)
+    checkpoint.backbone.eval()
+    return checkpoint
+
+
+def _under_entry(base: Checkpoint, saved: SavedAdapter) -> Checkpoint:
+    """The base of an adapter with the entry, the mask row and the tokenizer of the model that was trained."""
+    backbone = base.backbone
     entry = saved.diffusion or backbone.diffusion
     if entry.mask_token_id is not None and backbone.diffusion.mask_token_id is None:
         _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
     backbone.configure(entry)
-    adapters.restore(backbone, saved)
     folder = fetched(saved.name)
-    tokenizer = load_tokenizer(folder) if _has_tokenizer(folder) else checkpoint.tokenizer
-    return Checkpoint(backbone.eval(), tokenizer)
+    return Checkpoint(backbone, load_tokenizer(folder) if _has_tokenizer(folder) else base.tokenizer)
 
 
 def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype:

@@ -19,11 +19,17 @@ from unmask.errors import CheckpointError
 from unmask.models.families import FAMILIES, Family, family_of
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors, read_json
 from unmask.models.published.format import PublishedFormat
-from unmask.models.published.registry import published_format
+from unmask.models.published.registry import FORMATS, published_format
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+_GIVE = (
+    f"Give a folder whose {CONFIG} has one of the model types "
+    f"{', '.join((*FAMILIES, *(one.model_type for one in FORMATS.values())))}, a run folder, or a hub id such as "
+    "Qwen/Qwen3-0.6B."
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,7 @@ def read_source(name: str | Path) -> Source:
     folder = fetched(name)
     raw = read_json(folder, CONFIG)
     if raw is None:
-        raise CheckpointError(
-            f"{name} holds no {CONFIG}. Give a folder with the {CONFIG} of one of {', '.join(FAMILIES)}, a run folder, "
-            "or a hub id such as Qwen/Qwen3-0.6B."
-        )
+        raise CheckpointError(f"{name} holds no {CONFIG}. {_GIVE}")
     published = published_format(raw, str(name))
     if published is not None:
         config, entry = published.read(raw, read_json(folder, GENERATION_CONFIG) or {}, str(name))
@@ -82,7 +85,7 @@ def weights_of(source: Source, dtype: torch.dtype | str) -> Iterator[dict[str, A
         return
     with opened_tensors(fetched(source.name, weights=True)) as tensors:
         if dtype == "auto" and source.config.dtype is None:
-            dtype = TENSOR_TYPES.get(next(iter(tensors.values())).get_dtype(), torch.float32)
+            dtype = next((TENSOR_TYPES.get(one.get_dtype(), dtype) for one in tensors.values()), torch.float32)
         renamed = {source.published.stock_tensor(name): slice_ for name, slice_ in tensors.items()}
         yield {"pretrained_model_name_or_path": None, "state_dict": renamed, "dtype": dtype}
 
@@ -96,7 +99,5 @@ def _stock_config(folder: Path, name: str) -> PreTrainedConfig:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"The model configuration of {name} is not supported: {str(error).splitlines()[0]} Give a folder with the "
-            f"{CONFIG} of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"The model configuration of {name} is not supported: {reason} {_GIVE}") from None

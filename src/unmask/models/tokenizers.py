@@ -5,12 +5,14 @@ Those made here are byte-level, so every text survives a round trip, and put BOS
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from unmask.errors import CheckpointError, DataError
 from unmask.models.files import TOKENIZER_CONFIG, fetched, read_json
+from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -90,6 +92,14 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     if not vocabulary:
         raise DataError("The tokenizer has an empty vocabulary.")
     return max(vocabulary.values()) + 1
+
+
+def limited(entry: DiffusionConfig, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:
+    """The entry of a checkpoint with its tokenizer's vocabulary, so that spare embedding rows are never predicted."""
+    if tokenizer is None:
+        return entry
+    known = max(vocabulary_size(tokenizer), 0 if entry.mask_token_id is None else entry.mask_token_id + 1)
+    return dataclasses.replace(entry, vocabulary_size=min(entry.vocabulary_size, known))
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:

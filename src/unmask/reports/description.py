@@ -13,6 +13,8 @@ from torch import nn
 
 from unmask.errors import CheckpointError
 from unmask.lm import DiffusionLM
+from unmask.models import adapters
+from unmask.models.adapters import SavedAdapter
 from unmask.models.files import TENSOR_TYPES, StoredWeights, stored_weights
 from unmask.models.loading import outline, parameter_counts
 from unmask.models.source import Source, read_source
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 LORA_RANK = 16
 # AdamW keeps four numbers for each trained one: the weight, its gradient and two moments, all in the weight's type.
 _ADAMW = 4
-# NF4: half a byte for each number, and a float32 scale for each block of 64.
-_NF4_BYTES = 0.5 + 4 / 64
+# NF4 twice quantised: half a byte for each number, a byte for each block of 64, four for each 256 blocks.
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 def describe(name: str | Path) -> dict[str, Any]:
@@ -36,13 +38,17 @@ def describe(name: str | Path) -> dict[str, Any]:
         CheckpointError: it is not supported, or its configuration is damaged. Damaged weights are `problems`.
     """
     located = locate(name)
-    source = read_source(located)
+    saved = adapters.find(located)
+    base = located if saved is None else saved.base
+    source = read_source(base)
     lm = DiffusionLM(outline(located))
     total, body = parameter_counts(lm.backbone.network)
-    stored, problems = _stored(located, lm.backbone.network)
+    # An adapter may have given its base a mask row, which the base's own files do not hold.
+    stored, problems = _stored(base, (lm if saved is None else DiffusionLM(outline(base))).backbone.network)
     return {
         "model": located,
         "run": _run(RunFolder(Path(name))),
+        "adapter": None if saved is None else _adapter(saved),
         "format": _format(source),
         "parameters": total,
         "parameters_without_embeddings": body,
@@ -59,6 +65,16 @@ def _format(source: Source) -> str:
     if source.published is not None:
         return source.published.title
     return "transformers" if source.entry is None else "Unmask"
+
+
+def _adapter(saved: SavedAdapter) -> dict[str, Any]:
+    return {
+        "base": saved.base,
+        "rank": saved.config.r,
+        "alpha": saved.config.lora_alpha,
+        "targets": sorted(saved.config.target_modules or ()),
+        "quantization": saved.quantization,
+    }
 
 
 def _run(run: RunFolder) -> dict[str, Any] | None:

@@ -149,7 +149,7 @@ def test_absent_sizes_take_the_defaults_of_the_originals_class(tmp_path: Path) -
     assert config.rope_parameters["rope_theta"] == 10000.0 and config.rms_norm_eps == 1e-5
 
 
-@pytest.mark.parametrize("changes", [{"mask_token_id": None}, {"mask_token_id": tiny.END}], ids=["none", "end of text"])
+@pytest.mark.parametrize("changes", [{"mask_token_id": None}, {"mask_token_id": tiny.END}, {"mask_token_id": "m"}])
 def test_a_mask_token_that_is_none_of_its_own_is_refused(folder: Path, changes: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(tiny.llada(**changes)), encoding="utf-8")
     assert f"mask token id {changes['mask_token_id']}" in refusal(folder)
@@ -168,7 +168,17 @@ def test_relatives_with_other_networks_are_refused_by_name(folder: Path, changes
     assert named in refusal(folder)
 
 
-@pytest.mark.parametrize("changes", [{"d_model": "32"}, {"d_model": 30}, {"n_heads": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"d_model": "32"},
+        {"d_model": 30},
+        {"n_heads": 0},
+        {"vocab_size": None},
+        {"rope_theta": None},
+        {"mlp_hidden_size": None, "mlp_ratio": None},
+    ],
+)
 def test_a_contradictory_configuration_is_refused(folder: Path, changes: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(tiny.llada(**changes)), encoding="utf-8")
     assert "contradicts itself" in refusal(folder)
@@ -178,6 +188,13 @@ def test_rows_beyond_the_vocabulary_are_never_predicted(tmp_path: Path) -> None:
     config = tiny.llada(vocab_size=38)
     lm = DiffusionLM.from_pretrained(tiny.write(tmp_path, config, tiny.random_tensors(config)), device="cpu")
     assert lm.logits([IDS])[0, 0].isinf().nonzero()[:, 0].tolist() == [37, 38, 39]
+    assert lm.backbone.num_predictable == 37
+
+
+def test_a_mask_token_beyond_the_vocabulary_belongs_to_it(tmp_path: Path) -> None:
+    config = tiny.llada(vocab_size=36)
+    lm = DiffusionLM.from_pretrained(tiny.write(tmp_path, config, tiny.random_tensors(config)), device="cpu")
+    assert lm.backbone.diffusion.vocabulary_size == 38 and lm.backbone.num_predictable == 37
 
 
 def test_stop_ids_of_the_generation_config_count_too(folder: Path) -> None:

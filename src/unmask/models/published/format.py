@@ -7,7 +7,6 @@ class is not. Both directions read the same tables, so what comes in goes out ag
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from unmask.models.families import FAMILIES
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 # How to find the original's code, and what the headers of the weights say as well.
@@ -87,29 +86,30 @@ class PublishedFormat:
             CheckpointError: the configuration contradicts itself, or describes a network that the tables do not cover.
         """
         self._check(raw, source)
-        said = self.complete({**self.defaults, **raw})
-        fields = {ours: said[theirs] for theirs, ours in self.keys.items()}
+        said = {**self.defaults, **raw}
         mask, ends = said["mask_token_id"], self._ends(said, generation)
-        if mask is None or mask in (*ends, said["pad_token_id"]):
+        if not isinstance(mask, int) or mask in (*ends, said["pad_token_id"]):
             raise CheckpointError(
                 f"{source} has the mask token id {mask}, which must be an id of its own (end of text {ends}, padding "
                 f"{said['pad_token_id']}). Set mask_token_id in its config.json."
             )
         try:
+            said = self.complete(said)
             config = FAMILIES[self.family].config(
-                **fields,
-                rope_parameters={"rope_type": "default", "rope_theta": said["rope_theta"]},
+                **{ours: said[theirs] for theirs, ours in self.keys.items()},
+                rope_parameters={"rope_type": "default", "rope_theta": said["rope_theta"] + 0.0},
                 bos_token_id=said.get("bos_token_id"),
                 eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
                 pad_token_id=said["pad_token_id"],
                 dtype=raw.get("torch_dtype", raw.get("dtype")),
             )
+            vocabulary_size = min(max(said["vocab_size"], mask + 1), config.vocab_size)
         except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"The configuration of {source} contradicts itself: {reason}") from None
         entry = DiffusionConfig(
             method="masked_diffusion",
-            vocabulary_size=min(said["vocab_size"], config.vocab_size),
+            vocabulary_size=vocabulary_size,
             mask_token_id=mask,
             logit_shift=self.logit_shift,
             published=self._unusual(raw),
@@ -174,18 +174,8 @@ class PublishedFormat:
         }
 
 
-def limited(entry: DiffusionConfig, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:
-    """The entry with the tokenizer's vocabulary, so that spare embedding rows are never predicted."""
-    from unmask.models.tokenizers import vocabulary_size
-
-    if tokenizer is None:
-        return entry
-    known = max(vocabulary_size(tokenizer), (entry.mask_token_id or 0) + 1)
-    return dataclasses.replace(entry, vocabulary_size=min(entry.vocabulary_size, known))
-
-
 def _renamed(name: str, table: Mapping[str, str]) -> str:
     layer = _LAYER.search(name)
     pattern = name if layer is None else _LAYER.sub("{}", name, count=1)
     found = table.get(pattern, name)
-    return found if layer is None else found.format(layer[0])
+    return found if layer is None else found.replace("{}", layer[0])

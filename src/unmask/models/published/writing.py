@@ -15,7 +15,8 @@ from huggingface_hub import save_torch_state_dict
 from unmask.errors import CheckpointError
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
 from unmask.models.loading import Checkpoint
-from unmask.models.published.format import PublishedFormat, limited
+from unmask.models.published.format import PublishedFormat
+from unmask.models.tokenizers import limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ def save_published(
         CheckpointError: the network, its method or its vocabulary has no words in that format.
     """
     network, tokenizer = checkpoint.backbone.network, checkpoint.tokenizer
+    assert checkpoint.backbone.adapter is None, "the caller merges it first"
     raw = _published_config(checkpoint, written)
     tensors = {written.published_tensor(name): tensor for name, tensor in network.state_dict().items()}
     if network.config.tie_word_embeddings:
