@@ -2,18 +2,20 @@
 
 Full logits, a dense 4-D mask through the stock SDPA path (without a mask the stock class is causal), PyTorch's AdamW
 and gradient clipping as they come. Training is LLaDA's loss (arXiv 2502.09992, equation 3), decoding its published
-fixed-length sampler (`generate.py`) with one block, at temperature 0, in the order of its own operations.
-Shapes: B rows, L length, P prompt, V vocabulary.
+fixed-length sampler (`generate.py`) with one block, at temperature 0, in the order of its own operations; with a cache,
+Fast-dLLM's samplers (arXiv 2505.22618) over blocks, on the stock cache.
+Shapes: B rows, L length, P prompt, Q window, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 
 class Trainer:
@@ -63,19 +65,88 @@ def decode(network: PreTrainedModel, prompt_BP: Tensor, *, new_tokens: int, mask
     canvas_BL[:, :prompt] = prompt_BP
     attention_mask = everything(canvas_BL)
     for _step in range(new_tokens):
-        masked_BL = canvas_BL == mask_token_id
         logits_BLV = network(input_ids=canvas_BL, attention_mask=attention_mask, use_cache=False).logits
-        logits_BLV[:, :, mask_token_id] = -torch.inf
-        token_BL = logits_BLV.argmax(dim=-1)
-        probability_BLV = F.softmax(logits_BLV, dim=-1)
-        confidence_BL = probability_BLV.gather(-1, token_BL.unsqueeze(-1)).squeeze(-1)
-        token_BL = torch.where(masked_BL, token_BL, canvas_BL)
-        confidence_BL = torch.where(masked_BL, confidence_BL, -torch.inf)
-        reveal_BL = torch.zeros_like(masked_BL)
-        for row in range(batch):
-            reveal_BL[row, confidence_BL[row].topk(k=1).indices] = True
-        canvas_BL[reveal_BL] = token_BL[reveal_BL]
+        reveal_best(canvas_BL, logits_BLV, slice(0, canvas_BL.shape[1]), mask_token_id)
     return Decoded(canvas_BL[:, prompt:], new_tokens)
+
+
+@torch.no_grad()
+def decode_cached(
+    network: PreTrainedModel, prompt_BP: Tensor, *, new_tokens: int, mask_token_id: int, block_length: int, cache: str
+) -> Decoded:
+    """Fast-dLLM's sampler: the first forward of a block sees everything, the others a window behind cached keys.
+
+    `prefix` evaluates the block and all behind it; `dual` the block alone, whose keys replace the ones of before.
+    """
+    batch, prompt = prompt_BP.shape
+    canvas_BL = torch.full((batch, prompt + new_tokens), mask_token_id)
+    canvas_BL[:, :prompt] = prompt_BP
+    for start in range(prompt, prompt + new_tokens, block_length):
+        stop = start + block_length
+        kept = DynamicCache() if cache == "prefix" else ReplacingCache(network.config.num_hidden_layers)
+        full = network(input_ids=canvas_BL, attention_mask=everything(canvas_BL), past_key_values=kept, use_cache=True)
+        reveal_best(canvas_BL, full.logits, slice(start, stop), mask_token_id)
+        window = slice(start, stop if cache == "dual" else canvas_BL.shape[1])
+        if isinstance(kept, ReplacingCache):
+            kept.replace(window)
+        else:
+            kept.crop(start - canvas_BL.shape[1])
+        positions_BQ = torch.arange(window.start, window.stop).expand(batch, -1)
+        mask = torch.ones(batch, 1, positions_BQ.shape[1], canvas_BL.shape[1], dtype=torch.bool)
+        for _step in range(block_length - 1):
+            logits_BQV = network(
+                input_ids=canvas_BL[:, window],
+                attention_mask=mask,
+                position_ids=positions_BQ,
+                past_key_values=kept,
+                use_cache=True,
+            ).logits
+            if cache == "prefix":
+                kept.crop(start - canvas_BL.shape[1])
+            block = logits_BQV[:, :block_length]
+            reveal_best(canvas_BL[:, start:stop], block, slice(0, block_length), mask_token_id)
+    return Decoded(canvas_BL[:, prompt:], new_tokens)
+
+
+def reveal_best(canvas_BL: Tensor, logits_BLV: Tensor, block: slice, mask_token_id: int) -> None:
+    """Write the most confident masked place of each row's block into the canvas."""
+    masked_BL = canvas_BL == mask_token_id
+    logits_BLV[:, :, mask_token_id] = -torch.inf
+    token_BL = logits_BLV.argmax(dim=-1)
+    probability_BLV = F.softmax(logits_BLV, dim=-1)
+    confidence_BL = probability_BLV.gather(-1, token_BL.unsqueeze(-1)).squeeze(-1)
+    confidence_BL[:, block.stop :] = -torch.inf
+    token_BL = torch.where(masked_BL, token_BL, canvas_BL)
+    confidence_BL = torch.where(masked_BL, confidence_BL, -torch.inf)
+    reveal_BL = torch.zeros_like(masked_BL)
+    for row in range(canvas_BL.shape[0]):
+        reveal_BL[row, confidence_BL[row].topk(k=1).indices] = True
+    canvas_BL[reveal_BL] = token_BL[reveal_BL]
+
+
+class ReplacingLayer(DynamicLayer):
+    """Keys and values of a canvas, of which a window is replaced by each later forward."""
+
+    window: slice | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.window is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys[:, :, self.window] = key_states
+        self.values[:, :, self.window] = value_states
+        return self.keys, self.values
+
+
+class ReplacingCache(DynamicCache):
+    """A cache of replacing layers."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.layers = [ReplacingLayer() for _ in range(num_layers)]
+
+    def replace(self, window: slice) -> None:
+        for layer in self.layers:
+            layer.window = window
 
 
 def everything(ids_BL: Tensor) -> Tensor:

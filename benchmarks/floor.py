@@ -64,13 +64,13 @@ class Floor:
         self.read = [Linear(self.rows, *size) for size in (*mlp.values(), (shape.hidden, shape.vocabulary))]
         self.attention = [Attention(shape, batch, length) for _ in range(shape.layers)]
 
-    def linears(self, num_read: int, *, backward: bool) -> None:
-        """The products of the linear layers where `num_read` rows are read."""
-        for linears, rows in ((self.whole, self.rows), (self.read, num_read)):
+    def linears(self, num_read: int, *, backward: bool, rows: int | None = None) -> None:
+        """The products of the linear layers for `rows` rows (default: all), where `num_read` of them are read."""
+        for linears, num_rows in ((self.whole, rows or self.rows), (self.read, num_read)):
             for linear in linears:
-                linear.forward(rows)
+                linear.forward(num_rows)
                 if backward:
-                    linear.backward(rows)
+                    linear.backward(num_rows)
 
     def everything(self, num_read: int, *, backward: bool) -> None:
         """The products of the linear layers and of attention."""

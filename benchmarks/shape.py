@@ -22,6 +22,7 @@ class Shape:
         length: tokens of a training row.
         prompt: tokens of a prompt.
         new_tokens: places that decoding fills, one per forward.
+        block_length: places of a block, where decoding has a cache.
         decoding_batches: how many texts are decoded together.
     """
 
@@ -36,6 +37,7 @@ class Shape:
     length: int = 256
     prompt: int = 32
     new_tokens: int = 128
+    block_length: int = 32
     decoding_batches: tuple[int, ...] = (1, 8)
 
     @property
@@ -99,5 +101,6 @@ QUICK = Shape(
     length=32,
     prompt=8,
     new_tokens=12,
+    block_length=4,
     decoding_batches=(1, 2),
 )

@@ -8,9 +8,12 @@ import yaml
 from unmask import config
 from unmask.errors import SettingsError
 from unmask.settings.decoding import SamplingParams
+from unmask.settings.pipeline import PipelineRecipe
 from unmask.settings.recipe import Recipe
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+_FOLDER = Path(__file__).parents[1] / "recipes"
+# Those of downstream evaluation have a form of their own: tests/evaluation/test_recipes.py.
+RECIPES = sorted(file for file in _FOLDER.rglob("*.yaml") if file.parent.name != "evaluation")
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_the_repository_is_valid(file: Path) -> None:
-    config.load(Recipe, file=file)
+    config.load(PipelineRecipe if file.stem.endswith("-pipeline") else Recipe, file=file)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,8 @@ def test_every_recipe_of_the_repository_is_valid(file: Path) -> None:
         ("objective.shedule=linear", "`objective.schedule`"),
         ("training.steps=many", "`training.steps` must be an integer or null, got 'many'."),
         ("training.lr_schedule=cos", "`training.lr_schedule` must be one of cosine, linear, wsd, constant, got 'cos'."),
+        ("training.batch_size=null", "`training.batch_size` must be an integer, got null."),
+        ("training.lr_schedule=", "must be one of cosine, linear, wsd, constant, got null."),
         ("training.steps=0", "steps must be at least 1, got 0."),
         ("training=5", "`training` in the command line must hold"),
         ("steps", "An override has the form key=value, got `steps`"),
@@ -56,6 +61,20 @@ def test_wrong_settings_say_what_is_wrong_and_allowed(override: str, message: st
         config.load(Recipe, overrides=[override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_are_changed_and_compared() -> None:
+    recipe = Recipe()
+    changed = config.changed(recipe, ["training.steps=9", "data.train=[a, b]", "name=other"])
+    assert (changed.training.steps, changed.data.train, changed.name) == (9, ("a", "b"), "other")
+    assert list(config.differences(recipe, recipe)) == []
+    assert list(config.differences(recipe, changed)) == [
+        "name: run -> other",
+        "data.train: [] -> ['a', 'b']",
+        "training.steps: None -> 9",
+    ]
+    with pytest.raises(SettingsError, match="Unknown key"):
+        config.changed(recipe, ["training.stepz=9"])
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:
@@ -84,7 +103,7 @@ def test_every_setting_is_described() -> None:
 
 def test_options_of_another_decoding_are_refused() -> None:
     for options, decoding in (
-        ({"top_k": 5}, "canvas"),
+        ({"cfg_scale": 0.5}, "autoregressive"),
         ({"denoising_steps": 5}, "autoregressive"),
         ({"unmasking": "random"}, "autoregressive"),
     ):
@@ -94,7 +113,7 @@ def test_options_of_another_decoding_are_refused() -> None:
         SamplingParams(unmasking="threshold").resolved({}, "canvas")
     with pytest.raises(SettingsError, match="used by unmasking `threshold` only"):
         SamplingParams(confidence_threshold=0.5).resolved({}, "canvas")
-    with pytest.raises(SettingsError, match="at most max_new_tokens"):
+    with pytest.raises(SettingsError, match="at most the places of a block"):
         SamplingParams(max_new_tokens=4, denoising_steps=5).resolved({}, "canvas")
     for bad in ({"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0.0}, {"n": 0}, {"stop": ("",)}):
         with pytest.raises(SettingsError):
@@ -106,5 +125,5 @@ def test_a_checkpoints_defaults_come_before_the_decodings() -> None:
     assert (params.unmasking, params.denoising_steps) == ("random", 3)
     assert (
         SamplingParams(unmasking="low_confidence").resolved({"unmasking": "random"}, "canvas").unmasking
-        == "low_confidence"
+        == "low_confidence_static"
     )

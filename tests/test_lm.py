@@ -190,8 +190,8 @@ def test_prompts_that_cannot_be_decoded_are_refused(lm: DiffusionLM) -> None:
     if mask is not None:
         with pytest.raises(PromptError, match="holds the mask token"):
             lm.generate([1, mask])
-        with pytest.raises(SettingsError, match="top_k is not used by canvas"):
-            lm.generate("x", SamplingParams(top_k=3))
+        with pytest.raises(SettingsError, match="cfg_scale is not used by autoregressive"):
+            lm.generate("x", SamplingParams(decoding="autoregressive", cfg_scale=1.0))
     else:
         with pytest.raises(SettingsError, match="canvas decoding needs a mask token"):
             lm.generate("x", SamplingParams(decoding="canvas"))

@@ -30,11 +30,23 @@ def load(kind: type[T], *, file: str | Path | None = None, overrides: Sequence[s
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
-    tree: dict[str, Any] = {} if file is None else _read(Path(file))
+    tree: dict[str, Any] = {} if file is None else read_yaml(Path(file))
     check_keys(kind, tree, source=str(file))
     for override in overrides:
         _apply(kind, tree, override)
     return from_tree(kind, tree)
+
+
+def changed(settings: T, overrides: Sequence[str]) -> T:
+    """The settings with `key=value` overrides on top.
+
+    Raises:
+        SettingsError: the key or value is wrong.
+    """
+    tree = _plain(dataclasses.asdict(settings))  # type: ignore[call-overload]
+    for override in overrides:
+        _apply(type(settings), tree, override)
+    return from_tree(type(settings), tree)
 
 
 def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
@@ -51,6 +63,16 @@ def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
 def to_yaml(settings: Any) -> str:
     """The settings as YAML that `load` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Where two settings of one type differ: `key: old value -> new value` for each."""
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from differences(old, new, f"{prefix}{field.name}.")
+        elif old != new:
+            yield f"{prefix}{field.name}: {_plain(old)} -> {_plain(new)}"
 
 
 def check_keys(kind: type, tree: Any, *, source: str, path: str = "", root: type | None = None) -> None:
@@ -73,7 +95,8 @@ def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, st
     from docstring_parser import parse_from_object
 
     hints = typing.get_type_hints(kind)
-    texts = {one.arg_name: one.description or "" for one in parse_from_object(kind).params}
+    homes = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
+    texts = {one.arg_name: one.description or "" for home in homes for one in parse_from_object(home).params}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -96,7 +119,12 @@ def type_name(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The key-value pairs of a YAML file.
+
+    Raises:
+        SettingsError: the file is missing, not YAML, or holds something else.
+    """
     if not file.is_file():
         beside = sorted(str(one) for one in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         there = f"Recipes there: {', '.join(beside)}." if beside else "There are no .yaml files in that folder."
@@ -132,13 +160,15 @@ def _nested(parents: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _fitted(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A single value where a list is expected becomes a list of one."""
+def _fitted(kind: type, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A single value where a list is expected becomes a list of one; null only stands where it may."""
     fitted: dict[str, Any] = {}
     for key, value in tree.items():
         hint = typing.get_type_hints(kind)[key]
         if dataclasses.is_dataclass(hint):
-            value = _fitted(typing.cast(type, hint), value)
+            value = _fitted(typing.cast(type, hint), value, f"{prefix}{key}.")
+        elif value is None and (hint in (int, float, str, bool) or typing.get_origin(hint) is typing.Literal):
+            raise SettingsError(f"`{prefix}{key}` must be {type_name(hint)}, got null.")
         elif typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
             value = [] if value is None else [value]
         fitted[key] = list(value) if isinstance(value, tuple) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,17 @@ from torch import Tensor
 
 from unmask import attention
 from unmask.attention import Layout
-from unmask.data.batch import Batch
-from unmask.data.tokenized import byte_lengths
 from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.canvas import CanvasRun
 from unmask.decoding.step import FinishReason, Generated, Row, Run, Step, StopRule
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
+from unmask.evaluation.texts import text_batch
 from unmask.models import loading
 from unmask.models.backbone import AttentionBackend, Backbone
 from unmask.models.loading import Checkpoint
-from unmask.models.tokenizers import decode, encode, start_id
+from unmask.models.prompts import Prompt, PromptCodec, is_ids
+from unmask.models.tokenizers import decode
 from unmask.runs import locate, written_folder
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
@@ -36,9 +37,6 @@ from unmask.settings.evaluation import EvaluationSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[int] | Sequence[Message]
-MASK_GLYPH = "\u2591"
 _DEFAULT_DECODING: dict[str, Decoding] = {"autoregressive": "autoregressive", "masked_diffusion": "canvas"}
 _RUNS = {"autoregressive": AutoregressiveRun, "canvas": CanvasRun}
 
@@ -55,8 +53,9 @@ class Output:
         commits: forwards among them whose only use was to fill the cache.
         prompt: number of the prompt, from 0.
         sample: number of the sample of that prompt, from 0.
-        revealed_at: with `trace`, the forward that revealed each token, from 1.
+        revealed_at: with `trace`, the step that revealed each token, from 1.
         confidence: with `trace`, the probability of each token when it was revealed.
+        infills: the text of each gap, for `infill`.
     """
 
     text: str
@@ -68,6 +67,7 @@ class Output:
     sample: int
     revealed_at: tuple[int, ...] | None = None
     confidence: tuple[float, ...] | None = None
+    infills: tuple[str, ...] = ()
 
     @property
     def tokens_per_forward(self) -> float:
@@ -98,12 +98,14 @@ class DiffusionLM:
     """A language model of any supported method, with its tokenizer.
 
     Attributes:
+        codec: prompts to token ids, and back.
         backbone: the network under the attention rule; `backbone.network` is the stock `transformers` model.
         tokenizer: None for a checkpoint that works on token ids.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.codec = PromptCodec(checkpoint)
 
     @property
     def backbone(self) -> Backbone:
@@ -165,31 +167,56 @@ class DiffusionLM:
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
             SettingsError: the parameters do not fit the decoding or the model.
         """
-        encoded = self._encode_all(prompts)
-        jobs = [
-            (Row(tuple(ids), sample, one.seed), one, number)
-            for number, (ids, one) in enumerate(zip(encoded, self._each(params, len(encoded)), strict=True))
-            for sample in range(one.n)
-        ]
-        outputs: dict[int, Output] = {}
-        for group in _grouped([job[1] for job in jobs], batch_size):
-            chosen = [jobs[index] for index in group]
-            run = self._start([row for row, _, _ in chosen], chosen[0][1])
-            while not run.done:
-                run.advance()
-            for index, (row, one, number), result in zip(group, chosen, run.results(), strict=True):
-                outputs[index] = self._output(result, row, one, number)
-        return [outputs[index] for index in range(len(jobs))]
+        encoded = self.codec.encode_all(prompts)
+        each = self._each(params, len(encoded))
+        if any(one.infill_length for one in each):
+            raise SettingsError(
+                "infill_length belongs to infill, which takes texts with gaps. Use max_new_tokens here."
+            )
+        pairs = enumerate(zip(encoded, each, strict=True))
+        return self._run([_Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs], batch_size)
+
+    def infill(
+        self,
+        texts: Sequence[Sequence[str]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> list[Output]:
+        """Fill the gaps between the pieces of each text, which stay as they are, byte for byte.
+
+        Args:
+            texts: each a list of pieces; a gap lies between any two of them, so ["", "x"] has a gap in front.
+            params: with `infill_length`, the tokens of the gaps; one for all texts or one for each. A gap's text ends
+                at its first end-of-text token or stop text.
+            batch_size: texts that are filled together; results do not depend on it.
+
+        Raises:
+            PromptError: a text has no gap or is too long for the context.
+            SettingsError: the parameters do not fit, or the model is autoregressive.
+        """
+        params = params or SamplingParams()
+        each = list(params) if isinstance(params, Sequence) else [params] * len(texts)
+        each = self._each(
+            [_for_gaps(one, len(pieces) - 1) for one, pieces in zip(each, texts, strict=False)], len(texts)
+        )
+        jobs = []
+        for number, (pieces, one) in enumerate(zip(texts, each, strict=True)):
+            first, *others = self.codec.encode_pieces(pieces)
+            gaps = [(None,) * length for length in one.infill_length]
+            rest = tuple(itertools.chain(*(part for pair in zip(gaps, others, strict=True) for part in pair)))
+            jobs.append(_Job(Row(tuple(first), 0, one.seed, rest), one, number, tuple(pieces)))
+        return self._run(jobs, batch_size)
 
     def stream(self, prompt: Prompt | None = None, params: SamplingParams | None = None) -> Iterator[Step]:
         """Generate one text and yield its `Step` after every forward; arguments as in `generate`."""
-        (ids,) = self._encode_all(prompt)
+        (ids,) = self.codec.encode_all(prompt)
         one = self._each(params, 1)[0]
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
         while not run.done:
             run.advance()
             step = run.observe(0)
-            yield dataclasses.replace(step, text=self._canvas_text(step.canvas))
+            yield dataclasses.replace(step, text=self.codec.canvas_text(step.canvas))
 
     def score(
         self,
@@ -201,11 +228,11 @@ class DiffusionLM:
         A text is scored after BOS, if the tokenizer has one; without it autoregression cannot score the first token.
         """
         settings = settings or EvaluationSettings(masks_per_sequence=32)
-        single = isinstance(texts, str) or _is_ids(texts)
+        single = isinstance(texts, str) or is_ids(texts)
         each = cast("list[str | Sequence[int]]", [texts] if single else list(texts))
         scores: list[Score] = []
         for start in range(0, len(each), settings.batch_size):
-            batch = self._scored_batch(each[start : start + settings.batch_size])
+            batch = text_batch(self.codec, each[start : start + settings.batch_size])
             rows = row_nats(self.backbone, batch, settings)
             fields = zip(*(field.tolist() for field in rows), strict=True)
             scores += [Score(-nats, err, tokens, size, is_bound(self.backbone)) for nats, err, tokens, size in fields]
@@ -245,148 +272,106 @@ class DiffusionLM:
             raise SettingsError(f"Give one SamplingParams for all prompts or one for each: {count}, got {len(params)}.")
         return [self.resolved(one) for one in params]
 
+    def _run(self, jobs: Sequence[_Job], batch_size: int) -> list[Output]:
+        """Every sample of every job, in order; jobs with equal parameters are decoded together."""
+        jobs = [dataclasses.replace(job, row=row) for job in jobs for row in job.samples()]
+        outputs: dict[int, Output] = {}
+        for group in _grouped([job.params for job in jobs], batch_size):
+            chosen = [jobs[index] for index in group]
+            run = self._start([job.row for job in chosen], chosen[0].params)
+            while not run.done:
+                run.advance()
+            for index, job, result in zip(group, chosen, run.results(), strict=True):
+                outputs[index] = self._output(result, job)
+        return [outputs[index] for index in range(len(jobs))]
+
     def _start(self, rows: list[Row], params: SamplingParams) -> Run:
-        longest = max(len(row.prompt) for row in rows) + params.max_new_tokens
-        if longest > self.backbone.context_length:
+        longest = max((row.template(params.max_new_tokens) for row in rows), key=len)
+        if len(longest) > self.backbone.context_length:
+            new = longest.count(None)
             raise PromptError(
-                f"The prompt has {longest - params.max_new_tokens} tokens, which with {params.max_new_tokens} new ones "
-                f"exceed the model's context of {self.backbone.context_length}. Shorten it or lower max_new_tokens."
+                f"The prompt has {len(longest) - new} tokens, which with {new} new ones exceed the model's context of "
+                f"{self.backbone.context_length}. Shorten it or generate less."
             )
         run = _RUNS[params.decoding or "canvas"]
         return run(self.backbone.eval(), rows, params, self._stop_rule(params))
 
     def _stop_rule(self, params: SamplingParams) -> StopRule:
-        ids = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            ids |= self.end_ids()
-        tokenizer = self.tokenizer
-        to_text = None if tokenizer is None else functools.partial(decode, tokenizer)
-        return StopRule(frozenset(ids), params.stop, to_text)
+        eos_ids = self.codec.end_ids()
+        if params.infill_length:
+            return StopRule(eos_ids=eos_ids)
+        ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
+        to_text = None if self.tokenizer is None else functools.partial(decode, self.tokenizer)
+        return StopRule(frozenset(ids), params.stop, eos_ids, to_text)
 
-    def end_ids(self) -> set[int]:
-        """The ids that end a text: the tokenizer's end of text and those of the generation config."""
-        configured = getattr(self.backbone.network.generation_config, "eos_token_id", None)
-        ids = set(configured) if isinstance(configured, list) else {configured}
-        if self.tokenizer is not None:
-            ids.add(self.tokenizer.eos_token_id)
-        return {one for one in ids if one is not None}
-
-    def _output(self, result: Generated, row: Row, params: SamplingParams, number: int) -> Output:
-        text = self._continuation(row.prompt, result.token_ids)
-        for stop in params.stop:
-            text = text.partition(stop)[0]
+    def _output(self, result: Generated, job: _Job) -> Output:
+        params = job.params
+        infills = self._infills(result.token_ids, job) if job.pieces else ()
+        if job.pieces:
+            text = "".join(part for pair in zip(job.pieces, [*infills, ""], strict=True) for part in pair)
+        else:
+            text = _before(self.codec.continuation(job.row.prompt, result.token_ids), params.stop)
         return Output(
             text=text,
             token_ids=result.token_ids,
             finish_reason=result.finish_reason,
             forwards=result.forwards,
             commits=result.commits,
-            prompt=number,
-            sample=row.sample,
+            prompt=job.number,
+            sample=job.row.sample,
             revealed_at=result.revealed_at if params.trace else None,
             confidence=result.confidence if params.trace else None,
+            infills=infills,
         )
 
-    def _continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """Generated tokens as text; decoded behind the prompt, because some tokenizers strip a leading space."""
-        if self.tokenizer is None:
-            return ""
-        before, both = decode(self.tokenizer, prompt), decode(self.tokenizer, [*prompt, *tokens])
-        if both.startswith(before):
-            return both[len(before) :]
-        return decode(self.tokenizer, tokens)
-
-    def _canvas_text(self, canvas: Sequence[int | None]) -> str:
-        if self.tokenizer is None:
-            return " ".join(MASK_GLYPH if token is None else str(token) for token in canvas)
-        pieces: list[str] = []
-        known: list[int] = []
-        for token in [*canvas, None]:
-            if token is not None:
-                known.append(token)
-                continue
-            pieces += [decode(self.tokenizer, known), MASK_GLYPH]
-            known = []
-        return "".join(pieces[:-1])
-
-    def _encode_all(self, prompts: Prompt | Sequence[Prompt] | None) -> list[list[int]]:
-        if prompts is None or isinstance(prompts, str) or _is_ids(prompts) or _is_chat(prompts):
-            return [self._encode(cast("Prompt | None", prompts))]
-        if not prompts:
-            raise PromptError("The list of prompts is empty. Give at least one, or None to generate without a prompt.")
-        return [self._encode(prompt) for prompt in cast("Sequence[Prompt]", prompts)]
-
-    def _encode(self, prompt: Prompt | None) -> list[int]:
-        tokenizer = self.tokenizer
-        if prompt is None or prompt == "":
-            return self._start_of_text()
-        if _is_ids(prompt):
-            return self._checked(list(cast("Sequence[int]", prompt)))
-        if tokenizer is None:
-            raise PromptError("This checkpoint has no tokenizer: give prompts as lists of token ids.")
-        if isinstance(prompt, str):
-            return self._checked(encode(tokenizer, prompt, special=True))
-        if not tokenizer.chat_template:
-            raise PromptError("This model's tokenizer has no chat template. Give the prompt as plain text.")
-        messages = [dict(message) for message in cast("Sequence[Message]", prompt)]
-        text = cast(str, tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        return self._checked(encode(tokenizer, text, special=False))
-
-    def _start_of_text(self) -> list[int]:
-        tokenizer = self.tokenizer
-        start = None if tokenizer is None else start_id(tokenizer)
-        if start is None and not is_bound(self.backbone):
-            start = next(iter(sorted(self.end_ids())), None)
-        if start is None and not is_bound(self.backbone):
-            raise PromptError("An autoregressive model without BOS or end-of-text token needs a prompt. Give one.")
-        return [] if start is None else [start]
-
-    def _checked(self, ids: list[int]) -> list[int]:
-        rows = int(self.backbone.network.config.vocab_size)
-        wrong = [token for token in ids if not 0 <= token < rows]
-        if wrong:
-            raise PromptError(f"Token ids must lie between 0 and {rows - 1}, got {wrong[0]}.")
-        if self.backbone.diffusion.mask_token_id in ids:
-            raise PromptError("The prompt holds the mask token, which only the places to generate may hold. Remove it.")
-        return ids or self._start_of_text()
-
-    def _scored_batch(self, texts: Sequence[str | Sequence[int]]) -> Batch:
-        """Texts after BOS as rows whose draws do not depend on the batch."""
-        bos = None if self.tokenizer is None else start_id(self.tokenizer)
-        start = [] if bos is None else [bos]
-        ids, sizes = [], []
-        for text in texts:
-            if isinstance(text, str):
-                if self.tokenizer is None:
-                    raise PromptError("This checkpoint has no tokenizer: give texts as lists of token ids.")
-                encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-                tokens = self._checked(cast("list[int]", encoded["input_ids"])) if text else []
-                sizes.append(byte_lengths(text, [stop for _, stop in encoded["offset_mapping"]]).tolist())
-            else:
-                tokens = self._checked(list(text))
-                sizes.append([0] * len(tokens))
-            ids.append(start + tokens)
-        longest = max(map(len, ids))
-        if longest > self.backbone.context_length or min(map(len, ids)) == 0:
-            raise PromptError(
-                f"A text to score must have between 1 and {self.backbone.context_length} tokens, got {longest}. "
-                "Cut it into pieces."
-            )
-        lead = len(start)
-        supervised = [[False] * lead + [True] * (len(row) - lead) for row in ids]
-        batch = Batch.of_rows(ids, supervised)
-        bytes_BL = torch.zeros_like(batch.ids_BL)
-        for row, size in enumerate(sizes):
-            bytes_BL[row, lead : lead + len(size)] = torch.tensor(size, dtype=torch.int64)
-        return dataclasses.replace(batch, uid_B=torch.zeros(len(ids), dtype=torch.int64), bytes_BL=bytes_BL)
+    def _infills(self, tokens: Sequence[int], job: _Job) -> tuple[str, ...]:
+        """The text of each gap, up to its end."""
+        ends = {*job.params.stop_token_ids, *(() if job.params.ignore_eos else self.codec.end_ids())}
+        filled = iter(tokens)
+        whole = [next(filled) if token is None else token for token in job.row.template(0)]
+        starts = [place for place, token in enumerate(job.row.template(0)) if token is None]
+        found, done = [], 0
+        for length in job.params.infill_length:
+            start = starts[done]
+            done += length
+            gap = list(itertools.takewhile(lambda token: token not in ends, whole[start : start + length]))
+            found.append(_before(self.codec.continuation(whole[:start], gap), job.params.stop))
+        return tuple(found)
 
 
-def _is_ids(prompt: object) -> bool:
-    return isinstance(prompt, Sequence | Tensor) and len(prompt) > 0 and isinstance(prompt[0], int)
+@dataclass(frozen=True)
+class _Job:
+    """One prompt (or text with gaps) to generate from: its first sample, its parameters, its number, its pieces."""
+
+    row: Row
+    params: SamplingParams
+    number: int
+    pieces: tuple[str, ...] = ()
+
+    def samples(self) -> list[Row]:
+        return [dataclasses.replace(self.row, sample=sample) for sample in range(self.params.n)]
 
 
-def _is_chat(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
+    """The parameters with one length for each gap."""
+    lengths = params.infill_length
+    if gaps > 0 and len(lengths) not in (1, gaps):
+        raise SettingsError(
+            f"infill_length must give the tokens of the gaps, one number for all or one each ({gaps}), got {lengths}."
+        )
+    if params.cache not in (None, "none") or params.canvas_mode == "semi_autoregressive_origin":
+        raise SettingsError(
+            f"Gaps are filled with the whole text in view: leave out cache ({params.cache}) and canvas_mode "
+            f"({params.canvas_mode})."
+        )
+    return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:

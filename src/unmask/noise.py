@@ -34,6 +34,8 @@ class Purpose(enum.IntEnum):
     REVEAL = 9
     GUMBEL = 10
     SPLIT = 11
+    ADAPTER = 12
+    ADAPTER_DROPOUT = 13
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 
 from unmask.errors import CheckpointError
 
+ADAPTER_FILE = "adapter_config.json"
 _PARTIAL = ".partial-"
 
 
@@ -121,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 def environment() -> dict[str, Any]:
     """What a run should record about where it ran."""
-    packages = ("unmask", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+    packages = ("unmask", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "python": platform.python_version(),
@@ -141,16 +142,16 @@ def locate(run_or_model: str | Path) -> str:
         CheckpointError: it looks like a path and there is no model.
     """
     path = Path(run_or_model)
-    if (path / "config.json").is_file():
+    if _is_model(path):
         return str(path)
     run = RunFolder(path)
     for candidate in (run.final, run.root / "best", run.root / "latest"):
-        if (candidate / "config.json").is_file():
+        if _is_model(candidate):
             return str(candidate)
     text = str(run_or_model)
     if path.is_dir():
         raise CheckpointError(
-            f"There is no model in {text}: it has neither config.json nor final/, best or latest. "
+            f"There is no model in {text}: it has neither config.json nor {ADAPTER_FILE} nor final/, best or latest. "
             f"It holds: {', '.join(sorted(one.name for one in path.iterdir())[:12]) or 'nothing'}."
         )
     if text.startswith((".", "/", "~", "runs/")) or text.count("/") != 1:
@@ -158,6 +159,10 @@ def locate(run_or_model: str | Path) -> str:
         found = ", ".join(sorted(one.name for one in there.iterdir() if one.is_dir())[:12])
         raise CheckpointError(f"There is no folder {text}. Folders in {there}: {found or 'none'}.")
     return text
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path / ADAPTER_FILE).is_file()
 
 
 def _installed(name: str) -> bool:

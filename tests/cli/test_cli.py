@@ -117,7 +117,10 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(folder: Path, capsys: pytes
         (["train", recipe, "name=d", "--resum", "auto"], "Did you mean `--resume`"),
         (["generate", folder / "gone"], "There is no folder"),
         (["generate", run, "x" * 70], "exceed the model's context of 64"),
-        (["generate", run, "x", "--top-k", "3"], "top_k is not used by canvas decoding"),
+        (
+            ["generate", run, "x", "--decoding", "autoregressive", "--cfg-scale", "3"],
+            "cfg_scale is not used by autoregressive decoding",
+        ),
         (["generate", run, "x", "--temperatur", "1"], "Did you mean `--temperature`"),
         (["generate", run, "x", "--temperature", "warm"], "`temperature` must be a number, got 'warm'"),
         (["generate", run, "--file", "gone.txt"], "There is no prompt file gone.txt"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.decoding.candidates import Keys, gumbel, most_likely, sampled
+from unmask.decoding.candidates import Candidates, Keys, candidates, most_likely, sampled
+from unmask.settings.decoding import SamplingParams
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, float("-inf"), 1.5], dtype=torch.float64)
 DRAWS = 40_000
@@ -18,6 +19,12 @@ def is_close(found: Tensor, law: Tensor) -> bool:
     """Within five standard errors everywhere, and exactly zero where the law is."""
     error = (law * (1 - law) / DRAWS).sqrt()
     return bool(((found - law).abs() <= 5 * error).all())
+
+
+def gumbel(logits_RV: Tensor, *, temperature: float, keys: Keys, **options: object) -> Candidates:
+    """A canvas's candidates."""
+    params = SamplingParams(temperature=temperature, **options).resolved({}, "canvas")  # type: ignore[arg-type]
+    return candidates(logits_RV, params, keys)
 
 
 def keys(count: int = DRAWS) -> Keys:
@@ -41,9 +48,11 @@ def test_top_k_and_top_p_keep_the_head_of_the_law() -> None:
     two = law.clone()
     two[[1, 2]] = 0
     assert is_close(frequencies(sampled(rows, temperature=1, top_k=2, top_p=1.0, keys=keys()).token_R), two / two.sum())
+    assert is_close(frequencies(gumbel(rows, temperature=1, keys=keys(), top_k=2).token_R), two / two.sum())
     # The two best hold 0.85 of the probability, so 0.8 needs both and 0.5 only the first.
     nucleus = sampled(rows, temperature=1, top_k=0, top_p=0.8, keys=keys()).token_R
     assert is_close(frequencies(nucleus), two / two.sum())
+    assert is_close(frequencies(gumbel(rows, temperature=1, keys=keys(), top_p=0.8).token_R), two / two.sum())
     assert sampled(rows, temperature=1, top_k=0, top_p=0.5, keys=keys()).token_R.unique().tolist() == [0]
     assert sampled(rows, temperature=1, top_k=1, top_p=1.0, keys=keys()).token_R.unique().tolist() == [0]
 

@@ -154,7 +154,7 @@ def test_prompt_places_are_never_written() -> None:
     while not decoding.done:
         decoding.advance()
         assert decoding._canvas_BW[0, :3].tolist() == [3, 4, 5]
-        assert decoding._canvas_BW[1, :1].tolist() == [7]
+        assert decoding._canvas_BW[1, :3].tolist() == [0, 0, 7]
 
 
 def test_a_row_ends_as_soon_as_all_up_to_its_stop_token_is_revealed() -> None:
@@ -201,16 +201,16 @@ def test_observe_shows_what_each_forward_revealed() -> None:
     model = tiny.backbone("masked_diffusion")
     decoding = CanvasRun(model, [Row((3, 4), 0, 0)], canvas(max_new_tokens=6, denoising_steps=3), StopRule())
     seen: list[int] = []
-    while not decoding.done:
+    for forward in range(1, 4):
         decoding.advance()
         step = decoding.observe(0)
-        assert step.forwards == decoding.forwards
+        assert step.forwards == forward
         seen += step.revealed
         assert {place for place, token in enumerate(step.canvas) if token is not None} == set(seen)
         assert all(
             (value != value) == (token is None) for value, token in zip(step.confidence, step.canvas, strict=True)
         )
-    assert sorted(seen) == list(range(6))
+    assert decoding.done and sorted(seen) == list(range(6))
     result = decoding.results()[0]
     assert step.canvas == result.token_ids
     assert dataclasses.asdict(result)["commits"] == 0

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.references import llada
-from unmask.decoding.unmasking import above_threshold, most_confident, reveal_counts
+from unmask.decoding.unmasking import above_threshold, by_factor, most_confident, reveal_counts
 from unmask.settings.decoding import RevealSchedule
 
 confidences = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -39,6 +39,25 @@ def test_a_threshold_reveals_what_reaches_it_and_at_least_one(
         assert torch.equal(found, expected)
 
 
+@settings(max_examples=100, deadline=None)
+@given(confidences, st.floats(0, 3), st.data())
+def test_the_factor_rule_takes_the_longest_sure_prefix(values: list[float], factor: float, data: st.DataObject) -> None:
+    masked = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    exact = torch.tensor(values).double()
+    found = by_factor(exact[None], torch.tensor([masked]), factor)[0].tolist()
+    order = sorted(
+        (place for place, flag in enumerate(masked) if flag), key=lambda place: (-float(exact[place]), place)
+    )
+    sure = [n for n in range(1, len(order) + 1) if float(exact[order[n - 1]]) >= 1 - factor / (n + 1)]
+    assert [place for place, flag in enumerate(found) if flag] == sorted(order[: max([1, *sure])])
+
+
+def test_a_masked_place_without_any_certainty_still_comes_before_revealed_ones() -> None:
+    certainty = torch.tensor([[-torch.inf, -torch.inf, -torch.inf]])
+    found = most_confident(certainty, torch.tensor([[False, True, True]]), 1)
+    assert found.tolist() == [[False, True, False]]
+
+
 def test_quotas_may_differ_by_row() -> None:
     confidence = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])
     found = most_confident(confidence, torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, 2]))
@@ -46,7 +65,7 @@ def test_quotas_may_differ_by_row() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["linear", "cosine", "cosine_squared"]), st.integers(1, 80), st.integers(1, 90))
+@given(st.sampled_from(["linear", "cosine", "cosine_squared", "dream"]), st.integers(1, 80), st.integers(1, 90))
 def test_every_step_reveals_and_all_places_are_revealed(schedule: RevealSchedule, places: int, steps: int) -> None:
     found = reveal_counts(schedule, places, steps)
     assert sum(found) == places

@@ -134,7 +134,7 @@ def test_a_contradictory_configuration_names_the_field(folder: Path, fields: dic
     assert next(iter(fields)) in refusal(folder)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gemma2", "llada"])
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma2", "llada2_moe"])
 def test_an_unsupported_model_type_is_named(folder: Path, model_type: str) -> None:
     edit_config(folder, model_type=model_type)
     assert f"`{model_type}`" in refusal(folder)

@@ -276,5 +276,5 @@ def test_the_end_of_a_turn_ends_generation_after_training(folder: Path, base: Pa
     made = changed(recipe(folder, base, steps=1), "ends", data={"chat_template": str(folder / "ends.jinja")})
     lm = DiffusionLM.from_pretrained(train(made).run.root, device="cpu")
     assert lm.tokenizer is not None
-    assert lm.end_ids() == {lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id}
+    assert set(lm.codec.end_ids()) == {lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id}
     assert math.isfinite(recipes.records(RunFolder(folder / "ends"), "train/loss")[0][1])

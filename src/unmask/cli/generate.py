@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.cli.options import add_settings, parser, quiet_libraries, settings
-from unmask.errors import PromptError
+from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
+from unmask.errors import PromptError, SettingsError
 from unmask.settings.decoding import SamplingParams
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ _EXAMPLES = """\
   unmask generate runs/python-docs --watch --max-new-tokens 64 --denoising-steps 32
   unmask generate runs/python-docs "A list" "A dict" --temperature 0.8 --n 2 --json
   unmask generate Qwen/Qwen3-0.6B --chat "Why is the sky blue?"
+  unmask generate runs/python-docs "Return True if" --suffix " is callable." --infill-length 6
+  unmask generate GSAI-ML/LLaDA-8B-Instruct --chat "Why is the sky blue?" --gen-length 128 --block-length 32 --steps 64
   cat prompt.txt | unmask generate runs/python-docs -
 """
 
@@ -32,15 +34,20 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id")
     options.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts to continue; - reads one from stdin")
     options.add_argument("--file", metavar="FILE", help="one prompt per line")
-    options.add_argument("--chat", action="store_true", help="each prompt is a user's message")
+    options.add_argument(
+        "--chat", "--is-instruct", "--is_instruct", action="store_true", help="each prompt is a user's message"
+    )
+    options.add_argument("--suffix", metavar="TEXT", help="fill the gap between each prompt and this text")
     options.add_argument("--watch", action="store_true", help="redraw the text after every forward")
     options.add_argument("--json", action="store_true", help="one JSON object per text, on stdout")
     options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
     options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    add_settings(options, SamplingParams, "sampling")
+    add_sampling(options)
     parsed = options.parse_intermixed_args(list(arguments))
-    params = settings(SamplingParams, parsed)
+    params = sampling(parsed)
     prompts = _prompts(parsed.prompts, parsed.file)
+    if parsed.suffix is not None and (parsed.watch or parsed.chat):
+        raise SettingsError("--suffix fills gaps in plain text. It does not go with --watch or --chat.")
     quiet_libraries()
     from unmask.lm import DiffusionLM
 
@@ -51,10 +58,13 @@ def run(arguments: Sequence[str]) -> int:
         for prompt, shown in zip(asked, prompts, strict=True):
             _watch(lm, prompt, shown or "", params)
         return 0
-    outputs = lm.generate([prompt or "" for prompt in asked], params)
+    if parsed.suffix is not None:
+        outputs = lm.infill([[prompt or "", parsed.suffix] for prompt in prompts], params)
+    else:
+        outputs = lm.generate([prompt or "" for prompt in asked], params)
     seconds = time.perf_counter() - began
     for output in outputs:
-        _print(output, prompts[output.prompt], as_json=parsed.json)
+        _print(output, prompts[output.prompt] if parsed.suffix is None else "", as_json=parsed.json)
     tokens, forwards = sum(len(one.token_ids) for one in outputs), sum(one.forwards for one in outputs)
     print(
         f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward, {seconds:.2f} s",

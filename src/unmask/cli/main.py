@@ -15,8 +15,13 @@ from unmask.errors import UnmaskError, nearest
 
 VERBS = {
     "train": "train a model from a recipe",
+    "pipeline": "pre-train, fine-tune and ask a model, stage by stage",
     "generate": "generate text from a run or model",
-    "evaluate": "measure the likelihood of text, in bits per byte",
+    "chat": "talk to a model in the terminal",
+    "evaluate": "measure the likelihood of text, or downstream tasks",
+    "info": "what a checkpoint is and needs, without loading its weights",
+    "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
+    "merge": "merge an adapter into its base model",
 }
 _EXAMPLES = """\
 examples:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import logging as stdlib_logging
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from unmask import config
 from unmask.errors import SettingsError, nearest
+from unmask.settings import aliases
+from unmask.settings.decoding import SamplingParams
 
 T = TypeVar("T")
 
@@ -38,10 +41,12 @@ def parser(verb: str, description: str, examples: str) -> Parser:
     )
 
 
-def add_settings(target: Parser, kind: type, title: str) -> None:
-    """One option for each field of a settings type, described by the field's own words."""
+def add_settings(target: Parser, kind: type, title: str, *, skip: Collection[str] = ()) -> None:
+    """One option for each field of a settings type, described by the field's own words; `skip` leaves fields out."""
     group = target.add_argument_group(title)
     for name, type_name, default, text in config.documented(kind):
+        if name in skip:
+            continue
         shown = f" [{type_name.removesuffix(' or null')}" + (f"; default {default}]" if default else "]")
         option = "--" + name.replace("_", "-")
         spellings = [option] if "_" not in name else [option, "--" + name]
@@ -66,8 +71,50 @@ def settings(kind: type[T], parsed: argparse.Namespace, **defaults: Any) -> T:
     return config.from_tree(kind, defaults | tree)
 
 
+def add_sampling(target: Parser, title: str = "sampling", *, skip: Collection[str] = ()) -> None:
+    """The sampling options under our names and under those of LLaDA, Fast-dLLM and Dream; `skip` leaves some out."""
+    add_settings(target, SamplingParams, title, skip=skip)
+    group = target.add_argument_group("sampling, as LLaDA, Fast-dLLM and Dream name it (docs/migration.md)")
+    own = {field.name for field in dataclasses.fields(SamplingParams)}
+    for name in [*aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED]:
+        if name not in own:
+            option = "--" + name.replace("_", "-")
+            spellings = [option] if "_" not in name else [option, "--" + name]
+            text = argparse.SUPPRESS if name in aliases.REFUSED else _meaning(name)
+            group.add_argument(
+                *spellings, dest=name, nargs="?", const="true", default=argparse.SUPPRESS, metavar="VALUE", help=text
+            )
+
+
+def sampling(parsed: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters that the parsed options describe, whoever's names they bear."""
+    given = {name: value for name, value in vars(parsed).items() if name in sampling_names()}
+    return config.from_tree(SamplingParams, aliases.translated(given))
+
+
+def sampling_names() -> set[str]:
+    """Every option of `add_sampling`."""
+    own = {field.name for field in dataclasses.fields(SamplingParams)}
+    return own | {*aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED}
+
+
+def _meaning(name: str) -> str:
+    return (
+        aliases.RENAMED.get(name)
+        or {
+            "steps": "denoising_steps, but over all blocks together",
+            "alg": "unmasking, with reveal_schedule dream and confidence filtered",
+            "threshold": "unmasking threshold, with confidence_threshold",
+            "use_cache": "cache prefix",
+            "dual_cache": "cache dual",
+            "eps": "0.001, Dream's value, and no other",
+        }[name]
+    )
+
+
 def quiet_libraries() -> None:
-    """No progress bars and notices of `transformers` between our own lines."""
+    """No progress bars and notices of libraries between our own lines."""
+    stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

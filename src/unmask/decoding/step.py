@@ -17,11 +17,17 @@ class Row:
         prompt: its token ids.
         sample: which of a prompt's samples it is; with the seed, the key of every draw.
         seed: of the draws.
+        rest: for infilling, what follows the prompt: token ids, and None for each place to fill.
     """
 
     prompt: tuple[int, ...]
     sample: int
     seed: int
+    rest: tuple[int | None, ...] = ()
+
+    def template(self, max_new_tokens: int) -> tuple[int | None, ...]:
+        """The whole text, None for each place to fill."""
+        return (*self.prompt, *(self.rest or (None,) * max_new_tokens))
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Step:
     """One row after a forward.
 
     Attributes:
-        canvas: the generated places, None where still masked.
-        revealed: the places that this forward revealed, counted from the end of the prompt.
+        canvas: the generated places, None where masked.
+        revealed: the places that this step revealed, as indices into the canvas.
         confidence: probability of each token when it was revealed; NaN where still masked.
         forwards: network evaluations so far.
         text: the canvas as text, masks as a glyph; filled in where a tokenizer is at hand.
@@ -50,9 +56,9 @@ class Generated:
     Attributes:
         token_ids: generated tokens, up to and including the first stop token.
         finish_reason: `stop` or `length`.
-        forwards: network evaluations that this row took part in.
+        forwards: network evaluations for this row.
         commits: forwards among them whose only use was to fill the cache.
-        revealed_at: number of the forward that revealed each token, from 1.
+        revealed_at: number of the step that revealed each token, from 1.
         confidence: probability of each token when it was revealed.
     """
 
@@ -71,11 +77,13 @@ class StopRule:
     Attributes:
         token_ids: ids that end it.
         texts: texts that end it; they need `decode`.
+        eos_ids: the model's end-of-text tokens, the tokenizer's own first, whether they end this output or not.
         decode: token ids to text.
     """
 
     token_ids: frozenset[int] = frozenset()
     texts: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
 
     @property

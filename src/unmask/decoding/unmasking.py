@@ -1,8 +1,8 @@
 """Unmasking: which masked places to reveal.
 
-A policy is a pure function of each place's confidence, the masked set and a quota; it reveals at least one place and
-never more than remain. It keeps no state, so one policy serves rows at different steps.
-Shapes: B rows, N places.
+A policy is a pure function of each place's certainty, the masked set and a quota, a threshold or a chance; it keeps no
+state, so one policy serves rows at different steps. All but `ancestral` reveal at least one place, and never more than
+remain. Shapes: B rows, W places.
 """
 
 from __future__ import annotations
@@ -14,33 +14,86 @@ from torch import Tensor
 
 from unmask.settings.decoding import RevealSchedule
 
+DREAM_EPSILON = 1e-3
 
-def most_confident(confidence_BN: Tensor, masked_BN: Tensor, quota: int | Tensor) -> Tensor:
-    """The `quota` (int, or int64 [B]) most confident masked places of each row; the first of equals. Bool [B, N]."""
+
+def most_confident(certainty_BW: Tensor, masked_BW: Tensor, quota: int | Tensor) -> Tensor:
+    """The `quota` (int, or int64 [B]) most certain masked places of each row; the first of equals. Bool [B, W]."""
+    if isinstance(quota, int) and quota == 1:
+        best_B1 = _eligible(certainty_BW, masked_BW).max(dim=1, keepdim=True).indices
+        return torch.zeros_like(masked_BW).scatter_(1, best_B1, True) & masked_BW
     quota_B1 = quota[:, None] if isinstance(quota, Tensor) else quota
-    order_BN = confidence_BN.masked_fill(~masked_BN, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    place_N = torch.arange(order_BN.shape[1], device=order_BN.device).expand_as(order_BN)
-    rank_BN = torch.empty_like(order_BN).scatter_(1, order_BN, place_N)
-    return (rank_BN < quota_B1) & masked_BN
+    return (_rank(certainty_BW, masked_BW) < quota_B1) & masked_BW
 
 
-def above_threshold(confidence_BN: Tensor, masked_BN: Tensor, threshold: float) -> Tensor:
+def above_threshold(confidence_BW: Tensor, masked_BW: Tensor, threshold: float) -> Tensor:
     """Every masked place at least this confident, and always the most confident one (Fast-dLLM, arXiv 2505.22618)."""
-    return most_confident(confidence_BN, masked_BN, 1) | ((confidence_BN >= threshold) & masked_BN)
+    return most_confident(confidence_BW, masked_BW, 1) | ((confidence_BW >= threshold) & masked_BW)
+
+
+def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float) -> Tensor:
+    """The n most confident places for the largest n whose n-th is at least 1 - factor / (n + 1), and always one.
+
+    Fast-dLLM (arXiv 2505.22618), theorem 1: greedy parallel decoding equals one by one if (n + 1)(1 - c_n) < 1.
+    """
+    number_BW = _rank(confidence_BW, masked_BW) + 1
+    passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1))
+    accepted_B1 = (number_BW * passes_BW).amax(dim=1, keepdim=True).clamp(min=1)
+    return masked_BW & (number_BW <= accepted_B1)
+
+
+def ancestral(uniform_BW: Tensor, masked_BW: Tensor, chance: Tensor) -> Tensor:
+    """Each masked place by its own coin, with a chance per row (float64 [B]); a step may reveal none."""
+    return masked_BW & (uniform_BW < chance[:, None])
+
+
+def drawn_certainty(certainty_BW: Tensor, uniform_BW: Tensor, temperature: float) -> Tensor:
+    """Certainties whose largest n are n draws without replacement from softmax(certainty / temperature).
+
+    The Gumbel top-n of the tempered certainties (Kool et al., arXiv 1903.06059); Dream's `alg_temp`.
+    """
+    return certainty_BW / temperature - (-uniform_BW.log()).log()
+
+
+def visible_shares(schedule: RevealSchedule, steps: int) -> list[float]:
+    """Share of visible places before the first step and after each of `steps` steps, from 0 to 1."""
+    if schedule == "linear":
+        return [step / steps for step in range(steps + 1)]
+    if schedule == "dream":
+        return [step / steps * (1 - DREAM_EPSILON) for step in range(steps)] + [1.0]
+    power = 1 if schedule == "cosine" else 2
+    return [1 - math.cos(math.pi / 2 * step / steps) ** power for step in range(steps)] + [1.0]
 
 
 def reveal_counts(schedule: RevealSchedule, places: int, steps: int) -> list[int]:
     """How many places each step reveals, at least one each; they sum to `places`.
 
     linear spreads them evenly, the remainder over the first steps (LLaDA). cosine and cosine_squared leave
-    floor(places * cos(pi/2 k/K)) or cos^2 of them masked after step k of K (MaskGIT; Zhang & Syed).
+    floor(places * cos(pi/2 k/K)) or cos^2 of them masked after step k of K (MaskGIT; Zhang & Syed). dream reveals
+    floor(masked * (1 - s/t)) on its grid of times, the rest in the last step.
     """
     steps = min(steps, places)
     if schedule == "linear":
         return [places // steps + (step < places % steps) for step in range(steps)]
-    power = 1 if schedule == "cosine" else 2
+    shares = visible_shares(schedule, steps)
     left = [places]
     for step in range(1, steps + 1):
-        kept = math.floor(places * math.cos(math.pi / 2 * step / steps) ** power + 1e-9)
+        if schedule == "dream":
+            time, next_time = 1 - shares[step - 1], 1 - shares[step]
+            kept = left[-1] - math.floor(left[-1] * (1 - next_time / time) + 1e-9)
+        else:
+            kept = math.floor(places * (1 - shares[step]) + 1e-9)
         left.append(max(min(kept, left[-1] - 1), steps - step))
     return [before - after for before, after in zip(left[:-1], [*left[1:-1], 0], strict=True)]
+
+
+def _rank(certainty_BW: Tensor, masked_BW: Tensor) -> Tensor:
+    """Rank of each place among its row's masked ones, most certain first, from 0; others come behind."""
+    order_BW = _eligible(certainty_BW, masked_BW).argsort(dim=1, descending=True, stable=True)
+    place_W = torch.arange(order_BW.shape[1], device=order_BW.device).expand_as(order_BW)
+    return torch.empty_like(order_BW).scatter_(1, order_BW, place_W)
+
+
+def _eligible(certainty_BW: Tensor, masked_BW: Tensor) -> Tensor:
+    """-inf where not masked; a masked place may be least certain of all and still comes first."""
+    return certainty_BW.clamp(min=torch.finfo(certainty_BW.dtype).min).masked_fill(~masked_BW, -torch.inf)

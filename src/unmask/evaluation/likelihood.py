@@ -25,6 +25,7 @@ from unmask.data.batch import Batch
 from unmask.data.rows import Rows
 from unmask.diffusion.corruption import corrupt
 from unmask.errors import PromptError
+from unmask.evaluation.masks import systematic_stderr
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
 from unmask.objectives import autoregressive, masked_diffusion
@@ -159,7 +160,8 @@ def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses
         ).to(backbone.device)
         estimates.append(_summed(losses(example) * example.weight_R, example.group_R, part))
     nats_BK = torch.cat(estimates).view(-1, copies)
-    return RowNats(nats_BK.mean(dim=1), _stratified_stderr(nats_BK, time_BK), *_scored(batch))
+    ordered_BK = nats_BK.gather(1, time_BK.argsort(dim=1))
+    return RowNats(nats_BK.mean(dim=1), systematic_stderr(ordered_BK), *_scored(batch))
 
 
 def _scored(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -180,11 +182,3 @@ def _summed(values_R: Tensor, group_R: Tensor, batch: Batch) -> Tensor:
     """Sums per row of the batch, on the CPU in float64."""
     total_B = torch.zeros(batch.ids_BL.shape[0], dtype=torch.float64)
     return total_B.index_add(0, group_R.cpu(), values_R.cpu().double())
-
-
-def _stratified_stderr(nats_BK: Tensor, time_BK: Tensor) -> Tensor:
-    """Standard error of each row's mean from successive differences, for systematic samples (Wolter 2007, s. 8.2)."""
-    copies = nats_BK.shape[1]
-    ordered_BK = nats_BK.gather(1, time_BK.argsort(dim=1))
-    differences = ordered_BK.diff(dim=1).square().sum(dim=1)
-    return (differences / (2 * copies * (copies - 1))).sqrt()

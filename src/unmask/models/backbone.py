@@ -24,6 +24,7 @@ from unmask.models.reading import KEYWORD, hook_last_mlp
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 ATTENTION_NAME = "unmask"
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
     Attributes:
         network: the `transformers` model, with its head.
         diffusion: what the checkpoint says about method, mask token and vocabulary.
+        adapter: the configuration of the adapter on the network, or None; see `unmask.models.adapters`.
         attention_backend: how `render` draws masks: `dense` for SDPA, `flex` for FlexAttention (GPU only for training).
     """
 
@@ -45,6 +47,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.adapter: LoraConfig | None = None
         self.attention_backend: AttentionBackend = attention_backend
         network.set_attn_implementation(ATTENTION_NAME)
         # A stock embedding never trains its padding row, which is often the end-of-text token as well.
@@ -78,7 +81,7 @@ class Backbone(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output embedding, [V, D]."""
+        """The output embedding, [V, D], without an adapter's update: for its shape; `logits` applies the head."""
         return self.network.get_output_embeddings().weight  # type: ignore[union-attr,return-value]
 
     @property

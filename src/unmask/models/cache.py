@@ -27,6 +27,10 @@ class KVCache(Cache):
         capacity: slots per row. With `static` they are allocated once and every forward sees all of them, so shapes
             never change (one compiled graph); otherwise they grow by doubling, and a forward sees only the used ones.
         device: where the integers live (the keys follow the network's device, layer by layer).
+
+    Attributes:
+        span: the slots that the running forward fills in every row; None where rows are ragged or shapes static.
+        visible: how many slots the running forward sees.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class KVCache(Cache):
         self.static = static
         self.capacity = capacity
         self.length_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.span: slice | None = None
+        self.visible = 0
         self._longest = 0
         self._ragged = False
         self._new = 0
@@ -57,7 +63,20 @@ class KVCache(Cache):
         self.write_BQ = self.length_B[:, None] + torch.arange(self._new, device=self.length_B.device)
         for slots, field in zip(self._stored.fields, new.fields, strict=True):
             slots.scatter_(1, self.write_BQ, field.expand(batch, -1))
-        return self._stored if self.static else self._stored.columns(0, needed)
+        self.span = None if self.static or self._ragged else slice(self._longest, needed)
+        self.visible = self.capacity if self.static else needed
+        return self._stored.columns(0, self.visible)
+
+    def rewrite(self, start: int, length: int) -> Layout:
+        """Let the next forward's `length` tokens replace the keys of the slots from `start` on, in every row.
+
+        The slots keep their integers, and nothing is to `keep`. Returns the layout of every slot in use. For
+        bidirectional models, whose keys depend on all tokens: what is not rewritten is stale.
+        """
+        self._forget_unfinished()
+        assert not self.static and not self._ragged and start >= 0 and start + length <= self._longest
+        self.span, self.visible = slice(start, start + length), self._longest
+        return self._stored.columns(0, self.visible)
 
     def keep(self, count: int | Tensor | None = None) -> None:
         """Store the first `count` new tokens of each row (int, or int64 [B]; None: all) and hide the rest."""
@@ -84,16 +103,6 @@ class KVCache(Cache):
         self._stored = Layout(*(field[index_B] for field in self._stored.fields))
         for layer in self.layers:
             layer.select(index_B)  # type: ignore[union-attr]
-
-    @property
-    def span(self) -> slice | None:
-        """The slots that the new tokens fill in every row, or None where rows are ragged or shapes must be static."""
-        return None if self.static or self._ragged else slice(self._longest, self._longest + self._new)
-
-    @property
-    def visible(self) -> int:
-        """How many slots the running forward sees."""
-        return self.capacity if self.static else self._longest + self._new
 
     def _forget_unfinished(self) -> None:
         """Hide what a forward that failed before its `keep` has announced."""

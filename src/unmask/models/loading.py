@@ -1,36 +1,41 @@
 """Checkpoints: a folder or hub id -> network, tokenizer and diffusion entry; and back.
 
-Loading is strict: a tensor that is missing, left over or of another shape is an error that names it. Saving writes
-a folder that plain `transformers` opens; our one addition is the `diffusion` entry of its `config.json`.
+Loading is strict: a tensor that is missing, left over or of another shape is an error that names it. Published formats
+(LLaDA, Dream) become stock networks as they are read, tensor by tensor. Saving writes a folder that plain
+`transformers` opens; our one addition is the `diffusion` entry of its `config.json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask import noise
 from unmask.errors import CheckpointError
+from unmask.models import adapters, quantization
+from unmask.models.adapters import SavedAdapter
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
-from unmask.models.families import FAMILIES, family_of
-from unmask.models.tokenizers import MASK, load_tokenizer, vocabulary_size
+from unmask.models.families import FAMILIES
+from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.published.format import PublishedFormat
+from unmask.models.source import Source, read_source, weights_of
+from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
+from unmask.settings.adapter import Quantization
 from unmask.settings.model import DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -58,40 +63,72 @@ def load(
     device: torch.device | str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     attention_backend: AttentionBackend = "dense",
+    quantize: Quantization | Literal["auto"] | None = "auto",
 ) -> Checkpoint:
-    """Load a model folder or hub id.
+    """Load a model folder or hub id; an adapter comes on its base, active.
 
     Args:
-        name: folder with `config.json`, or hub id.
-        dtype: type of the weights; `auto` is what the checkpoint was saved in.
+        name: folder with `config.json` or `adapter_config.json`, or hub id.
+        dtype: type of the weights; `auto` is what the checkpoint was saved in, for an adapter what it was trained on.
         device: where to put it (default: the accelerator, else the CPU); not with `device_map`.
         device_map: placement over several devices, as in `transformers`.
         attention_backend: `dense` or `flex`.
+        quantize: `nf4` puts frozen linear layers into 4 bits, None does not; `auto` is what an adapter was trained on.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, not supported or does not fit its configuration.
+        SettingsError: the quantisation does not run here.
     """
-    config = _read_config(name)
-    network_class = family_of(config, str(name)).model()
-    try:
-        loaded = network_class.from_pretrained(
-            str(name),
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=ATTENTION_NAME,
-            ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
+    saved = adapters.find(name)
+    if saved is not None:
+        placement = {"device": device, "device_map": device_map, "attention_backend": attention_backend}
+        return _load_adapter(saved, dtype, quantize, **placement)
+    source = read_source(name)
+    target = torch.device(device or default_device())
+    options: dict[str, Any] = {}
+    if quantize == "nf4":
+        options["quantization_config"] = quantization.nf4(_resolved(dtype, source.config), target)
+    if device_map is None and (options or target.type != "cpu"):
+        device_map = {"": target}  # the weights go where they belong as they are read, not by way of the CPU
+    with weights_of(source, dtype) as weights:
+        try:
+            loaded = source.family.model().from_pretrained(
+                **weights,
+                config=source.config,
+                device_map=device_map,
+                attn_implementation=ATTENTION_NAME,
+                ignore_mismatched_sizes=True,  # else its error does not name the tensor; _check_report refuses them
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
     network, report = cast("tuple[PreTrainedModel, Any]", loaded)
-    _check_report(report, str(name))
-    if device_map is None:
-        network.to(device or default_device())  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(name) if _has_tokenizer(name) else None
-    backbone = Backbone(network, _diffusion_entry(config, tokenizer, str(name)), attention_backend=attention_backend)
-    return Checkpoint(backbone.eval(), tokenizer)
+    _check_report(report, source)
+    quantization.tame(network)
+    return _assembled(source, network, attention_backend)
+
+
+def outline(name: str | Path) -> Checkpoint:
+    """The checkpoint without its weights: its parameters are on the meta device, where they have shapes but no values.
+
+    Of an adapter, it is the base under the adapter's entry and tokenizer, without the adapter's layers.
+
+    Raises:
+        CheckpointError: as in `load`, as far as the configuration and the tokenizer tell.
+    """
+    from transformers import GenerationConfig
+
+    saved = adapters.find(name)
+    if saved is not None:
+        return _under_entry(outline(saved.base), saved)
+    source = read_source(name)
+    with torch.device("meta"):
+        network = source.family.model()(source.config)
+    generation = read_json(source.folder, GENERATION_CONFIG)
+    if generation is not None and source.published is None:
+        network.generation_config = GenerationConfig.from_dict(generation)
+    return _assembled(source, network, "dense")
 
 
 def create(
@@ -130,6 +167,11 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
     backbone, tokenizer = checkpoint.backbone, checkpoint.tokenizer
     entry = backbone.diffusion
     if settings.method != "autoregressive" and entry.mask_token_id is None:
+        if backbone.adapter is not None:
+            raise CheckpointError(
+                f"The adapter has no mask token, and {settings.method} needs one. Merge it first: unmask merge "
+                "ADAPTER OUT"
+            )
         mask = _add_mask_token(backbone.network, tokenizer, entry.vocabulary_size)
         entry = dataclasses.replace(entry, mask_token_id=mask, vocabulary_size=max(entry.vocabulary_size, mask + 1))
     shift = entry.logit_shift if settings.logit_shift is None else settings.logit_shift
@@ -146,75 +188,118 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
     return checkpoint
 
 
-def save(checkpoint: Checkpoint, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model into `folder`; `weights` replaces the network's own (an average, or gathered shards)."""
+def save(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write the model, or its adapter, into `folder`, in files of at most `max_shard_size` (bytes, or text as `5GB`).
+
+    `weights` replaces its own (an average, or gathered shards).
+    """
     network = checkpoint.backbone.network
-    network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
-    network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+    if checkpoint.backbone.adapter is not None:
+        adapters.save(checkpoint.backbone, folder, weights)
+    else:
+        network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
+        state = None if weights is None else dict(weights)
+        network.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
 
 
 def parameter_counts(network: PreTrainedModel) -> tuple[int, int]:
     """All parameters, and those outside the input and output embeddings."""
-    total = sum(parameter.numel() for parameter in network.parameters())
+    total = sum(quantization.num_weights(parameter) for parameter in network.parameters())
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
-    embeddings = {id(end.weight): end.weight.numel() for end in ends}  # type: ignore[union-attr]
+    embeddings = {id(one): one.numel() for end in ends for one in end.parameters()}  # type: ignore[union-attr]
     return total, total - sum(embeddings.values())
 
 
-def _read_config(name: str | Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(name))
-    except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        known = "is not supported" if (Path(name) / "config.json").is_file() else "was not found"
+def _load_adapter(
+    saved: SavedAdapter, dtype: torch.dtype | str, quantize: Quantization | Literal["auto"] | None, **placement: Any
+) -> Checkpoint:
+    """The base of an adapter, made what it was in training, with the adapter on it."""
+    if adapters.find(saved.base) is not None:
         raise CheckpointError(
-            f"The model configuration of {name} {known}: {str(error).splitlines()[0]} Give a folder with the "
-            f"config.json of one of {', '.join(FAMILIES)}, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
+            f"The base of the adapter {saved.name}, {saved.base}, is an adapter itself. Merge it first."
+        )
+    quantize = saved.quantization if quantize == "auto" else quantize
+    if dtype == "auto" and quantize == saved.quantization:
+        dtype = saved.dtype or "auto"
+    try:
+        checkpoint = load(saved.base, dtype=dtype, quantize=quantize, **placement)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The adapter {saved.name} lacks its base model {saved.base}. {error} Put the base there, or write where "
+            f"it is now into `base_model_name_or_path` of {saved.name}/adapter_config.json."
         ) from None
+    checkpoint = _under_entry(checkpoint, saved)
+    adapters.restore(checkpoint.backbone, saved)
+    checkpoint.backbone.eval()
+    return checkpoint
 
 
-def _check_report(report: Any, name: str) -> None:
+def _under_entry(base: Checkpoint, saved: SavedAdapter) -> Checkpoint:
+    """The base of an adapter with the entry, the mask row and the tokenizer of the model that was trained."""
+    backbone = base.backbone
+    entry = saved.diffusion or backbone.diffusion
+    if entry.mask_token_id is not None and backbone.diffusion.mask_token_id is None:
+        _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
+    backbone.configure(entry)
+    folder = fetched(saved.name)
+    return Checkpoint(backbone, load_tokenizer(folder) if _has_tokenizer(folder) else base.tokenizer)
+
+
+def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype:
+    """The type of the weights that `from_pretrained` will choose."""
+    chosen = config.dtype or torch.float32 if dtype == "auto" else dtype
+    return chosen if isinstance(chosen, torch.dtype) else getattr(torch, chosen)
+
+
+def _assembled(source: Source, network: PreTrainedModel, attention_backend: AttentionBackend) -> Checkpoint:
+    tokenizer = load_tokenizer(source.folder) if _has_tokenizer(source.folder) else None
+    backbone = Backbone(network, _diffusion_entry(source, tokenizer), attention_backend=attention_backend)
+    return Checkpoint(backbone.eval(), tokenizer)
+
+
+def _check_report(report: Any, source: Source) -> None:
     problems = [
-        f"{label}: {', '.join(_named(key) for key in sorted(keys, key=str)[:8])}"
+        f"{label}: {', '.join(_named(key, source.published) for key in sorted(keys, key=str)[:8])}"
         for label in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if (keys := list(report[label] if isinstance(report, dict) else getattr(report, label)))
     ]
     if problems:
         raise CheckpointError(
-            f"The tensors in {name} do not fit its configuration. {'; '.join(problems)}. "
+            f"The tensors in {source.name} do not fit its configuration. {'; '.join(problems)}. "
             "The checkpoint is of another shape, or incomplete; copy or convert it again."
         )
 
 
-def _named(key: object) -> str:
-    """A tensor's name, and its two shapes where they differ."""
-    return f"{key[0]} (file {tuple(key[1])}, model {tuple(key[2])})" if isinstance(key, tuple) else str(key)
+def _named(key: object, published: PublishedFormat | None) -> str:
+    """A tensor's name in the files, and its two shapes where they differ."""
+    name, *shapes = key if isinstance(key, tuple) else (key,)
+    if published is not None:
+        name = published.published_tensor(str(name))
+    return f"{name} (file {tuple(shapes[0])}, model {tuple(shapes[1])})" if shapes else str(name)
 
 
-def _has_tokenizer(name: str | Path) -> bool:
-    if os.path.isdir(name):
-        return any((Path(name) / file).is_file() for file in _TOKENIZER_FILES)
-    return True
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def _diffusion_entry(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, name: str) -> DiffusionConfig:
-    entry = getattr(config, "diffusion", None)
-    rows = int(config.vocab_size)
-    if entry is None:
-        known = rows if tokenizer is None else vocabulary_size(tokenizer)
-        diffusion = DiffusionConfig(method="autoregressive", vocabulary_size=min(known, rows))
+def _diffusion_entry(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:
+    rows = int(source.config.vocab_size)
+    if source.entry is None:
+        diffusion = limited(DiffusionConfig(method="autoregressive", vocabulary_size=rows), tokenizer)
     else:
-        diffusion = DiffusionConfig.from_dict(entry, source=name)
+        diffusion = source.entry if source.published is None else limited(source.entry, tokenizer)
     mask = diffusion.mask_token_id
     if diffusion.vocabulary_size > rows or (mask is not None and not 0 <= mask < rows):
         raise CheckpointError(
-            f"The `diffusion` entry of {name} names ids beyond its {rows} embedding rows "
+            f"The `diffusion` entry of {source.name} names ids beyond its {rows} embedding rows "
             f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
         )
     return diffusion
@@ -240,6 +325,12 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 f"The tokenizer's mask token {tokenizer.mask_token!r} (id {mask}) is also its pad, bos or eos token. "
                 "Give it a mask token of its own."
             )
+    _give_row(network, mask, used=used)
+    return mask
+
+
+def _give_row(network: PreTrainedModel, mask: int, *, used: int) -> None:
+    """Let the mask token's embedding rows, new ones if need be, be the mean of the `used` rows."""
     rows = network.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if mask >= rows:
         network.resize_token_embeddings(mask + 1, mean_resizing=False)
@@ -247,4 +338,3 @@ def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         for end in (network.get_input_embeddings(), network.get_output_embeddings()):
             weight = cast(Tensor, end.weight)  # type: ignore[union-attr]
             weight[mask] = weight[:used].mean(dim=0)
-    return mask

@@ -30,6 +30,11 @@ def hook_last_mlp(decoder: nn.Module) -> None:
         last.mlp.register_forward_hook(_scatter)
 
 
+def read_rows(values_BLX: Tensor) -> Tensor:
+    """Of a tensor with a value for each token, the rows that the last MLP is computing, [1, R, X]; only inside it."""
+    return values_BLX.flatten(0, 1).index_select(0, _here.read_R)[None]
+
+
 def _begin(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
     _here.read_R = keywords.get(KEYWORD)
 
@@ -44,5 +49,6 @@ def _gather(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
 def _scatter(module: nn.Module, args: Any, output_1RD: Tensor) -> Tensor | None:
     if _here.read_R is None:
         return None
-    nothing_BLD = output_1RD.new_zeros(_here.shape)
-    return nothing_BLD.flatten(0, 1).index_copy(0, _here.read_R, output_1RD[0]).view(_here.shape)
+    scattered_BLD = output_1RD.new_zeros(_here.shape)
+    scattered_BLD.flatten(0, 1).index_copy_(0, _here.read_R, output_1RD[0])
+    return scattered_BLD

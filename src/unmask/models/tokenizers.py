@@ -5,17 +5,22 @@ Those made here are byte-level, so every text survives a round trip, and put BOS
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from unmask.errors import CheckpointError, DataError
+from unmask.models.files import TOKENIZER_CONFIG, fetched, read_json
+from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 BOS, EOS, MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+# Tokenizer classes that exist in remote code only -> the stock class that does the same.
+_STOCK_CLASS = {"DreamTokenizer": "Qwen2Tokenizer"}
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -46,14 +51,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is none, or it has no fast backend (byte counts need its offsets).
     """
-    from transformers import AutoTokenizer
+    import transformers
 
+    folder = fetched(name)
+    named = (read_json(folder, TOKENIZER_CONFIG) or {}).get("tokenizer_class")
+    stock = getattr(transformers, _STOCK_CLASS.get(str(named), "AutoTokenizer"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = stock.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"There is no usable tokenizer in {name}: {error}") from None
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
+    tokenizer.init_kwargs.pop("auto_map", None)  # what is saved is the stock class, and needs no remote code
     return tokenizer
 
 
@@ -83,6 +92,14 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     if not vocabulary:
         raise DataError("The tokenizer has an empty vocabulary.")
     return max(vocabulary.values()) + 1
+
+
+def limited(entry: DiffusionConfig, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:
+    """The entry of a checkpoint with its tokenizer's vocabulary, so that spare embedding rows are never predicted."""
+    if tokenizer is None:
+        return entry
+    known = max(vocabulary_size(tokenizer), 0 if entry.mask_token_id is None else entry.mask_token_id + 1)
+    return dataclasses.replace(entry, vocabulary_size=min(entry.vocabulary_size, known))
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:

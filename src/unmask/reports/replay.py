@@ -106,7 +106,7 @@ def watch(frames: Iterable[Frame], *, prompt: str, console: Console, delay_s: fl
     Raises:
         ValueError: `frames` is empty.
     """
-    console.print(Text(_encode(printable(prompt), console), "dim"), soft_wrap=True)
+    console.print(Text(encodable(printable(prompt), console), "dim"), soft_wrap=True)
     if console.is_terminal and not console.is_dumb_terminal:
         last = _watch_live(frames, console, delay_s)
     else:
@@ -116,19 +116,25 @@ def watch(frames: Iterable[Frame], *, prompt: str, console: Console, delay_s: fl
     return last
 
 
-def _watch_live(frames: Iterable[Frame], console: Console, delay_s: float) -> Frame | None:
+def animate(frames: Iterable[Frame], *, console: Console, delay_s: float = 0.0) -> Frame | None:
+    """Redraw the canvas in place on a terminal as `frames` arrive, then take it away; the last frame, if any."""
     previous: Frame | None = None
-    # Transient: the window may show a part only, so the whole canvas is printed once it is final.
+    # Transient: the window may show a part only, so what follows prints the whole once it is final.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for frame in frames:
             canvas = _canvas(frame, previous, console)
             live.update(Group(_progress(frame), _window(canvas, console)), refresh=True)
             time.sleep(delay_s)
             previous = frame
-    if previous is not None:
-        console.print(_progress(previous))
-        console.print(_canvas(previous, previous, console))
     return previous
+
+
+def _watch_live(frames: Iterable[Frame], console: Console, delay_s: float) -> Frame | None:
+    last = animate(frames, console=console, delay_s=delay_s)
+    if last is not None:
+        console.print(_progress(last))
+        console.print(_canvas(last, last, console))
+    return last
 
 
 def _print_snapshots(frames: Iterable[Frame], console: Console) -> Frame | None:
@@ -164,18 +170,18 @@ def _progress(frame: Frame) -> Text:
 def _canvas(frame: Frame, previous: Frame | None, console: Console) -> Text:
     """Return the canvas as text, what differs from `previous` in NEW_STYLE."""
     before = previous.pieces if previous else ()
-    mask = Text(MASK_GLYPH if _encode(MASK_GLYPH, console) == MASK_GLYPH else ASCII_MASK_GLYPH, MASK_STYLE)
+    mask = Text(MASK_GLYPH if encodable(MASK_GLYPH, console) == MASK_GLYPH else ASCII_MASK_GLYPH, MASK_STYLE)
     canvas = Text(overflow="fold")
     for position, piece in enumerate(frame.pieces):
         if piece is None:
             canvas.append_text(mask)
         else:
             is_new = position >= len(before) or before[position] != piece
-            canvas.append(_encode(printable(piece), console), NEW_STYLE if is_new else None)
+            canvas.append(encodable(printable(piece), console), NEW_STYLE if is_new else None)
     return canvas
 
 
-def _encode(text: str, console: Console) -> str:
+def encodable(text: str, console: Console) -> str:
     """Return `text` with characters that the encoding of `console` lacks as escapes."""
     return text.encode(console.encoding, errors="backslashreplace").decode(console.encoding)
 

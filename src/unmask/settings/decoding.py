@@ -10,18 +10,57 @@ from unmask.errors import SettingsError
 from unmask.settings.checks import at_least, in_range, is_true
 
 Decoding = Literal["autoregressive", "canvas"]
-Unmasking = Literal["low_confidence", "low_confidence_static", "random", "threshold"]
-RevealSchedule = Literal["linear", "cosine", "cosine_squared"]
+CanvasMode = Literal["fixed_length", "semi_autoregressive_padding", "semi_autoregressive_origin"]
+Unmasking = Literal[
+    "low_confidence", "low_confidence_static", "margin", "entropy", "random", "threshold", "factor", "ancestral"
+]
+Confidence = Literal["untempered", "unfiltered", "filtered"]
+RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream"]
+Remask = Literal["cap", "rescale", "conf", "loop"]
+CacheKind = Literal["none", "prefix", "dual"]
 
 _COMMON = ("decoding", "max_new_tokens", "n", "temperature", "seed", "stop", "stop_token_ids", "ignore_eos", "trace")
-_USED_BY: dict[str, tuple[str, ...]] = {
-    "autoregressive": ("top_k", "top_p"),
-    "canvas": ("denoising_steps", "unmasking", "confidence_threshold", "reveal_schedule"),
-}
+_CANVAS = (
+    "top_k",
+    "top_p",
+    "canvas_mode",
+    "block_length",
+    "denoising_steps",
+    "unmasking",
+    "confidence",
+    "confidence_threshold",
+    "factor",
+    "reveal_schedule",
+    "reveal_temperature",
+    "remask",
+    "remask_eta",
+    "remask_loop",
+    "cfg_scale",
+    "cache",
+    "suppress_eos",
+    "defer_eos",
+    "infill_length",
+)
+_USED_BY: dict[str, tuple[str, ...]] = {"autoregressive": ("top_k", "top_p"), "canvas": _CANVAS}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "autoregressive": {"top_k": 0, "top_p": 1.0},
-    "canvas": {"unmasking": "low_confidence_static", "reveal_schedule": "linear"},
+    "canvas": {
+        "top_k": 0,
+        "top_p": 1.0,
+        "confidence": "untempered",
+        "reveal_schedule": "linear",
+        "reveal_temperature": 0.0,
+        "cfg_scale": 0.0,
+        "cache": "none",
+        "suppress_eos": False,
+        "defer_eos": False,
+    },
 }
+_BLOCK_LENGTH = 32
+_REMASK_ETA = {"cap": 0.008, "rescale": 0.015, "loop": 0.02, "conf": 1.0}
+_REMASK_LOOP = (0.55, 0.05, 0.9)
+DYNAMIC = ("threshold", "factor")
+"""Policies that the model's confidence paces, not a number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,28 +89,63 @@ class SamplingParams:
     trace: bool = False
     """Record when each token was revealed and with what confidence."""
     top_k: int | None = None
-    """Sample among the k most likely tokens only; 0 is off. (autoregressive)"""
+    """Sample among the k most likely tokens only; 0 is off."""
     top_p: float | None = None
-    """Sample among the most likely tokens that hold this share of probability; 1 is off. (autoregressive)"""
+    """Sample among the most likely tokens that hold this share of probability; 1 is off."""
+    canvas_mode: CanvasMode | None = None
+    """fixed_length: one block; semi_autoregressive_padding: the whole canvas visible, revealed block by block;
+    semi_autoregressive_origin: the canvas ends at the current block. Default: by block_length. (canvas)"""
+    block_length: int | None = None
+    """Places of a block, which are revealed before the next block's; default: all, or 32 in the semi-autoregressive
+    modes. (canvas)"""
     denoising_steps: int | None = None
-    """Forwards over which the canvas is revealed; default: one for each place. (canvas)"""
+    """Forwards over which a block is revealed; default: one for each of its places. (canvas)"""
     unmasking: Unmasking | None = None
-    """Which places to reveal: low_confidence_static, random, or threshold for all above a confidence. (canvas)"""
+    """Which places to reveal: the most certain by probability (low_confidence_static), by margin or by entropy;
+    random; all above a threshold; by Fast-dLLM's factor rule; or each by a coin (ancestral). (canvas)"""
+    confidence: Confidence | None = None
+    """Distribution that certainty is read from: untempered (LLaDA), unfiltered (after temperature), or filtered (after
+    temperature, top-k and top-p; Dream). (canvas)"""
     confidence_threshold: float | None = None
     """With `threshold`: reveal every place at least this confident, and always the most confident. (canvas)"""
+    factor: float | None = None
+    """With `factor`: reveal the n most confident places while the n-th is at least 1 - factor/(n+1) sure. (canvas)"""
     reveal_schedule: RevealSchedule | None = None
-    """How many places each step reveals: linear, cosine (MaskGIT) or cosine_squared (Zhang). (canvas)"""
+    """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang) or dream (linear, rounded
+    down, on Dream's grid of times). (canvas)"""
+    reveal_temperature: float | None = None
+    """Above 0, draw the places to reveal by softmax(certainty / this) instead of taking the best. (canvas)"""
+    remask: Remask | None = None
+    """ReMDM: reopen revealed places by cap, rescale, conf or in a loop; goes with ancestral unmasking. (canvas)"""
+    remask_eta: float | None = None
+    """Strength of `remask`; default: 0.008 for cap, 0.015 for rescale, 0.02 for loop, 1 for conf. (canvas)"""
+    remask_loop: tuple[float, ...] | None = None
+    """With `loop`: its first time, its last time, its share of visible tokens; default: 0.55, 0.05, 0.9. (canvas)"""
+    cfg_scale: float | None = None
+    """Classifier-free guidance away from the text without its prompt; 0 is off, else two forwards per step. (canvas)"""
+    cache: CacheKind | None = None
+    """none is exact; prefix and dual (Fast-dLLM) reuse keys from the block's first step, an approximation. (canvas)"""
+    suppress_eos: bool | None = None
+    """Never generate the end-of-text token. (canvas)"""
+    defer_eos: bool | None = None
+    """Reveal end-of-text tokens last. (canvas)"""
+    infill_length: tuple[int, ...] = ()
+    """Tokens for the gaps of `infill`: one number for all of them, or one each. (canvas)"""
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_token_ids"):
+        for name in ("stop", "stop_token_ids", "infill_length", "remask_loop"):
             value = getattr(self, name)
             if isinstance(value, str | int):
                 object.__setattr__(self, name, (value,))
             elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        at_least(1, max_new_tokens=self.max_new_tokens, n=self.n, denoising_steps=self.denoising_steps)
-        at_least(0, temperature=self.temperature, top_k=self.top_k)
-        in_range(0, 1, confidence_threshold=self.confidence_threshold)
+        if self.unmasking == "low_confidence":
+            object.__setattr__(self, "unmasking", "low_confidence_static")
+        at_least(1, max_new_tokens=self.max_new_tokens, n=self.n, block_length=self.block_length)
+        at_least(1, denoising_steps=self.denoising_steps, infill_length=min(self.infill_length, default=None))
+        at_least(0, temperature=self.temperature, top_k=self.top_k, reveal_temperature=self.reveal_temperature)
+        at_least(0, cfg_scale=self.cfg_scale, factor=self.factor)
+        in_range(0, 1, confidence_threshold=self.confidence_threshold, remask_eta=self.remask_eta)
         is_true(
             self.top_p is None or 0 < self.top_p <= 1,
             f"top_p must be above 0 and at most 1, got {self.top_p}. 1 turns it off.",
@@ -87,7 +161,7 @@ class SamplingParams:
         decoding = self.decoding or checkpoint.get("decoding") or default_decoding
         used = _USED_BY[decoding]
         for field in dataclasses.fields(self):
-            if field.name not in _COMMON and field.name not in used and getattr(self, field.name) is not None:
+            if field.name not in _COMMON and field.name not in used and getattr(self, field.name) not in (None, ()):
                 homes = [home for home, names in _USED_BY.items() if field.name in names]
                 raise SettingsError(
                     f"{field.name} is not used by {decoding} decoding (got {getattr(self, field.name)}). "
@@ -96,22 +170,99 @@ class SamplingParams:
         defaults = _DEFAULTS[decoding] | {name: value for name, value in checkpoint.items() if name in used}
         unset = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         params = dataclasses.replace(self, decoding=decoding, **unset)
-        if decoding == "canvas":
-            params._check_canvas()
+        return params._as_canvas() if decoding == "canvas" else params
+
+    def _as_canvas(self) -> SamplingParams:
+        """Modes, policies and reopening made definite, and their combination checked."""
+        params = dataclasses.replace(
+            self, unmasking=self.unmasking or ("ancestral" if self.remask else "low_confidence_static")
+        )
+        for check in (_check_policy, _check_remask):
+            check(params)
+        params = _with_blocks(params)
+        if params.remask is not None:
+            eta = _REMASK_ETA[params.remask] if params.remask_eta is None else params.remask_eta
+            loop = (params.remask_loop or _REMASK_LOOP) if params.remask == "loop" else None
+            params = dataclasses.replace(params, remask_eta=eta, remask_loop=loop)
         return params
 
-    def _check_canvas(self) -> None:
-        if self.unmasking == "threshold":
-            is_true(
-                self.confidence_threshold is not None, "unmasking `threshold` needs confidence_threshold, e.g. 0.9."
-            )
-        elif self.confidence_threshold is not None:
+
+def _check_policy(params: SamplingParams) -> None:
+    for policy, option, example in (("threshold", "confidence_threshold", 0.9), ("factor", "factor", 1.0)):
+        value = getattr(params, option)
+        if params.unmasking == policy:
+            is_true(value is not None, f"unmasking `{policy}` needs {option}, e.g. {example}.")
+        elif value is not None:
             raise SettingsError(
-                f"confidence_threshold is used by unmasking `threshold` only, got unmasking `{self.unmasking}`. "
-                "Set unmasking to `threshold`, or leave confidence_threshold out."
+                f"{option} is used by unmasking `{policy}` only, got unmasking `{params.unmasking}`. "
+                f"Set unmasking to `{policy}`, or leave {option} out."
             )
-        is_true(
-            self.denoising_steps is None or self.denoising_steps <= self.max_new_tokens,
-            f"denoising_steps must be at most max_new_tokens ({self.max_new_tokens}), got {self.denoising_steps}: "
-            "each step reveals at least one token.",
+    is_true(
+        params.unmasking not in DYNAMIC or params.denoising_steps is None,
+        f"denoising_steps is not used by unmasking `{params.unmasking}`, whose pace the model's confidence sets, got "
+        f"{params.denoising_steps}. Leave it out.",
+    )
+    is_true(
+        not params.reveal_temperature or params.unmasking in ("low_confidence_static", "margin", "entropy"),
+        f"reveal_temperature goes with low_confidence_static, margin or entropy, got unmasking `{params.unmasking}`.",
+    )
+
+
+def _check_remask(params: SamplingParams) -> None:
+    is_true(
+        params.remask is None or params.unmasking == "ancestral",
+        f"remask goes with unmasking `ancestral`, got `{params.unmasking}`. Leave unmasking out.",
+    )
+    is_true(
+        params.remask is not None or params.remask_eta is None,
+        f"remask_eta needs remask, got {params.remask_eta}. Set remask to cap, rescale, conf or loop.",
+    )
+    loop = params.remask_loop
+    is_true(
+        loop is None or params.remask == "loop",
+        f"remask_loop is used by remask `loop` only, got {loop} and remask `{params.remask}`.",
+    )
+    is_true(
+        loop is None or (len(loop) == 3 and 1 > loop[0] > loop[1] >= 0 and 0 < loop[2] < 1),
+        f"remask_loop must be two times between 1 and 0, the larger first, and a share between 0 and 1, got {loop}.",
+    )
+    is_true(
+        params.remask != "loop" or params.reveal_schedule in (None, "linear"),
+        f"remask `loop` has a schedule of its own, got reveal_schedule `{params.reveal_schedule}`. Leave it out.",
+    )
+
+
+def _with_blocks(params: SamplingParams) -> SamplingParams:
+    """The canvas mode and block length that follow from what is given; a fixed length is one block."""
+    length, mode = params.block_length, params.canvas_mode
+    whole = params.max_new_tokens
+    if mode is None:
+        mode = (
+            "fixed_length"
+            if length is None or (length >= whole and not params.infill_length)
+            else "semi_autoregressive_padding"
         )
+    if mode == "fixed_length":
+        is_true(
+            length is None or length >= whole,
+            f"canvas_mode fixed_length has one block of max_new_tokens ({whole}), got block_length {length}. Use "
+            "semi_autoregressive_padding for shorter blocks.",
+        )
+        length = None
+    else:
+        length = min(length or _BLOCK_LENGTH, whole) if not params.infill_length else length or _BLOCK_LENGTH
+    places = length or whole
+    is_true(
+        params.denoising_steps is None
+        or params.unmasking == "ancestral"
+        or params.denoising_steps <= places
+        or bool(params.infill_length),
+        f"denoising_steps must be at most the places of a block ({places}), got {params.denoising_steps}: each step "
+        "reveals at least one token.",
+    )
+    is_true(
+        params.cache == "none" or mode != "semi_autoregressive_origin",
+        f"cache `{params.cache}` needs the whole canvas in view, got canvas_mode {mode}. Use "
+        "semi_autoregressive_padding.",
+    )
+    return dataclasses.replace(params, canvas_mode=mode, block_length=length)

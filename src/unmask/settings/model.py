@@ -76,6 +76,8 @@ class DiffusionConfig:
         schedule: masking schedule of the training.
         schedule_power: exponent of the polynomial schedule.
         decoding: default sampling parameters, by name.
+        published: what the published configuration of a converted checkpoint said beyond its format's usual values and
+            has no meaning here; given back when it is converted back.
         version: of this entry's format.
     """
 
@@ -87,6 +89,7 @@ class DiffusionConfig:
     schedule: ScheduleName = "linear"
     schedule_power: float = 1.0
     decoding: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""A recipe: everything that one training run needs, as one YAML file."""
+"""A recipe: everything that one training run needs, as one YAML file.
+
+Its groups of settings are those of a stage, which a pipeline has several of; its name, folder and seed are its own.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from unmask.settings.adapter import AdapterSettings
 from unmask.settings.checks import is_true
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
@@ -14,8 +18,8 @@ from unmask.settings.training import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training run."""
+class RunSettings:
+    """What a run is called, where it lies and what its draws hang on."""
 
     name: str = "run"
     """Name of the run: its folder inside output_dir."""
@@ -23,12 +27,20 @@ class Recipe:
     """Folder of all runs."""
     seed: int = 0
     """Seed of weights, data order and corruption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What is trained, on what and how."""
+
     model: ModelSettings = field(default_factory=ModelSettings)
     """The network."""
     data: DataSettings = field(default_factory=DataSettings)
     """The text."""
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     """What is learned."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """Which weights learn it: all, or a LoRA adapter."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     """How it is learned."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -42,3 +54,8 @@ class Recipe:
             "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
             "with data.format=chat.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(StageSettings, RunSettings):
+    """One training run."""

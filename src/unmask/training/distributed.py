@@ -55,6 +55,15 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
     return accelerator
 
 
+def end(accelerator: Accelerator, *, is_last: bool) -> None:
+    """Close the trackers and, after the last run of these processes, their group."""
+    if is_last:
+        accelerator.end_training()
+        return
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
     """The sum over all processes."""
     return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values  # type: ignore

@@ -15,6 +15,9 @@ def model_card(recipe: Recipe, run: RunFolder) -> str:
     method = recipe.objective.method
     packages = ", ".join(f"{name} {version}" for name, version in environment()["packages"].items())
     base = recipe.model.from_pretrained
+    origin = f"continued from `{base}`" if base else "trained from scratch"
+    if recipe.adapter.rank is not None:
+        origin = f"a LoRA adapter of rank {recipe.adapter.rank} on `{base}`, trained"
     is_chat = recipe.data.format == "chat"
     prompt = '[{"role": "user", "content": "Who are you?"}]' if is_chat else "None"
     held_out = "answers (each with the token that ends it)" if is_chat else "text"
@@ -26,7 +29,7 @@ tags: [unmask, {method}]
 
 # {recipe.name}
 
-A `{method}` language model, {f"continued from `{base}`" if base else "trained from scratch"} with Unmask.
+A `{method}` language model, {origin} with Unmask.
 
 ```python
 from unmask import DiffusionLM, SamplingParams

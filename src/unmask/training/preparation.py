@@ -19,7 +19,7 @@ from unmask.data.templates import ChatTemplate, use_template
 from unmask.data.text import Corpus
 from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError, SettingsError
-from unmask.models import loading
+from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
 from unmask.models.tokenizers import byte_tokenizer, end_id, load_tokenizer, start_id, train_bpe
 from unmask.runs import locate
@@ -104,23 +104,44 @@ def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
-    """The model to train: resumed, continued or new, with a mask token if its method needs one."""
+    """The model to train: resumed, continued or new, with a mask token if its method needs one, and its adapter."""
     backend = recipe.training.attention_backend
+    # bitsandbytes quantises where the weights will be used.
+    device = "cpu" if recipe.adapter.quantization is None else None
     if resume is not None:
-        return loading.load(resume, device="cpu", attention_backend=backend)
+        checkpoint = loading.load(resume, device=device, attention_backend=backend)
+        adapters.take_up(checkpoint.backbone, recipe.adapter, source=str(resume))
+        return checkpoint
     if recipe.model.from_pretrained is None:
+        if recipe.adapter.rank is not None:
+            raise SettingsError("adapter.rank needs a checkpoint below the adapter: set model.from_pretrained.")
         checkpoint = loading.create(recipe.model, tokenizer, seed=recipe.seed, attention_backend=backend)
-    else:
-        loaded = loading.load(
-            locate(recipe.model.from_pretrained), device="cpu", dtype=recipe.model.dtype, attention_backend=backend
-        )
-        checkpoint = Checkpoint(loaded.backbone, tokenizer)
+        return loading.adapted(_fitting(checkpoint, recipe), recipe.objective)
+    source = locate(recipe.model.from_pretrained)
+    loaded = loading.load(
+        source,
+        device=device,
+        dtype=recipe.model.dtype,
+        attention_backend=backend,
+        quantize=recipe.adapter.quantization,
+    )
+    checkpoint = _fitting(Checkpoint(loaded.backbone, tokenizer), recipe)
+    if loaded.backbone.adapter is not None:
+        adapters.take_up(loaded.backbone, recipe.adapter, source=source)
+        return loading.adapted(checkpoint, recipe.objective)
+    checkpoint = loading.adapted(checkpoint, recipe.objective)
+    if recipe.adapter.rank is not None:
+        adapters.attach(checkpoint.backbone, recipe.adapter, base=source, seed=recipe.seed)
+    return checkpoint
+
+
+def _fitting(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     if recipe.data.context_length > checkpoint.backbone.context_length:
         raise SettingsError(
             f"data.context_length must be at most the model's {checkpoint.backbone.context_length} positions, got "
             f"{recipe.data.context_length}. Lower it, or raise model.max_position_embeddings of a new model."
         )
-    return loading.adapted(checkpoint, recipe.objective)
+    return checkpoint
 
 
 def end_turns(checkpoint: Checkpoint) -> None:

@@ -16,10 +16,11 @@ from unmask.data.rows import rows_of_step
 from unmask.errors import CheckpointError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
+from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment, write_text
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.distributed import start
+from unmask.training.distributed import end, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
 from unmask.training.samples import first_row, sample_page
@@ -44,12 +45,13 @@ class Outcome:
     is_main: bool
 
 
-def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
+def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) -> Outcome:
     """Run a recipe.
 
     Args:
         recipe: what to train.
         resume: `auto` goes on from the run's latest checkpoint (or starts), a folder from that one; None starts anew.
+        is_last: whether the processes part afterwards; a group that has parted cannot reliably meet again.
 
     Raises:
         CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
@@ -76,7 +78,7 @@ def train(recipe: Recipe, *, resume: str | None = None) -> Outcome:
             _finish(recipe, run, text)
     finally:
         trainer.console.close()
-        accelerator.end_training()
+        end(accelerator, is_last=is_last)
     return Outcome(run, ended_by, accelerator.is_main_process)
 
 
@@ -103,6 +105,13 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
         f"({body:,} without embeddings), {backbone.diffusion.vocabulary_size:,} ids, mask id "
         f"{backbone.diffusion.mask_token_id}"
     )
+    if backbone.adapter is not None:
+        trained = sum(one.numel() for one in backbone.network.parameters() if one.requires_grad)
+        bits = ", in 4 bits" if is_quantized(backbone.network) else ""
+        yield (
+            f"adapter of rank {backbone.adapter.r}: {trained:,} parameters are trained, the others are frozen "
+            f"({backbone.adapter.base_model_name_or_path}{bits})"
+        )
     skipped = f", {text.skipped:,} malformed rows skipped" if text.skipped else ""
     yield f"{recipe.data.format}: {text.train.description} to train on, held out {held_out}{skipped}"
     epochs = steps * settings.batch_size / len(text.train)
@@ -126,14 +135,15 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
 
 
 def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
-    """Bytes for weights, gradients, AdamW's two moments, and the activations of one micro-batch.
+    """Bytes for weights, and of those that are trained gradients and AdamW's two moments, and the activations of one
+    micro-batch.
 
     Activations: the values that are kept for the backward pass per layer, token and channel; a rough figure, meant to
     tell 2 GiB from 20.
     """
     config_, settings = checkpoint.backbone.network.config, recipe.training
-    total, _ = parameter_counts(checkpoint.backbone.network)
-    size = checkpoint.backbone.network.dtype.itemsize
+    weights = list(checkpoint.backbone.network.parameters())
+    trained = [one for one in weights if one.requires_grad]
     rows = settings.micro_batch_size or settings.batch_size
     tokens = rows * recipe.data.context_length
     gate = config_.intermediate_size / config_.hidden_size
@@ -141,8 +151,8 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     activation = 4 if settings.precision == "fp32" else 2
     activations = tokens * config_.hidden_size * config_.num_hidden_layers * kept * activation
     logits = settings.loss_chunk_rows * config_.vocab_size * 12
-    averages = 4 * total if settings.ema_decay is not None else 0
-    return 4 * total * size + averages + activations + logits
+    averages = 4 * sum(one.numel() for one in trained) if settings.ema_decay is not None else 0
+    return sum(one.nbytes for one in weights) + 3 * sum(one.nbytes for one in trained) + averages + activations + logits
 
 
 def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:

@@ -13,14 +13,16 @@ from unmask.models.loading import parameter_counts
 def flops_per_token(backbone: Backbone, context_length: int, *, head_share: float) -> float:
     """Floating-point operations of one forward and backward per input token.
 
-    6 per weight of a matrix (2 forward, 4 backward), the head counted for the share of rows that reach it, and
-    12 * layers * width * length for the attention scores and values (Chowdhery et al., arXiv 2204.02311, appendix B).
+    6 per weight of a matrix (2 forward, 4 backward; 4 in all where it is frozen), the head counted for the share of
+    rows that reach it, and 12 * layers * width * length for the attention scores and values (Chowdhery et al., arXiv
+    2204.02311, appendix B).
     """
     config = backbone.network.config
     _, body = parameter_counts(backbone.network)
     head = backbone.head_weight.numel() * head_share
     width = config.num_attention_heads * config.head_dim
-    return 6 * (body + head) + 12 * config.num_hidden_layers * width * context_length
+    per_weight = 6 if backbone.adapter is None else 4
+    return per_weight * (body + head) + 12 * config.num_hidden_layers * width * context_length
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:

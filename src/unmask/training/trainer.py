@@ -36,7 +36,7 @@ from unmask.training import checkpoint as checkpoints
 from unmask.training.checkpoint import Progress
 from unmask.training.console import TrainingConsole
 from unmask.training.distributed import summed
-from unmask.training.dropout import ResidualDropout
+from unmask.training.dropout import AdapterDropout, ResidualDropout
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
 from unmask.training.preparation import TrainingText
@@ -146,8 +146,8 @@ class Trainer:
             yield train.batch(rows, start, min(start + size, begin + share), step=step)
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
-        if self.dropout is not None:
-            self.dropout.begin(batch.step, batch.global_row_B, example.ids_BL.shape[1])
+        for dropout in self.dropouts:
+            dropout.begin(batch.step, batch.global_row_B, example.ids_BL.shape[1])
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             loss = self.module(example.to(self.accelerator.device), scale_T)
@@ -299,9 +299,10 @@ class Trainer:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
         if settings.gradient_checkpointing or settings.recompute_elementwise:
             recompute(network, keep_products=not settings.gradient_checkpointing)
-        self.dropout = None
-        if settings.dropout > 0:
-            self.dropout = ResidualDropout(self.backbone.decoder, settings.dropout, seed=self.recipe.seed)
+        self.dropouts: list[ResidualDropout | AdapterDropout] = []
+        for kind, probability in ((ResidualDropout, settings.dropout), (AdapterDropout, self.recipe.adapter.dropout)):
+            if probability > 0:
+                self.dropouts.append(kind(self.backbone.decoder, probability, seed=self.recipe.seed))
         if settings.compile:
             self.backbone.decoder.compile()
 
@@ -322,7 +323,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return self.backbone.network.named_parameters()
+        """What is trained."""
+        return ((name, one) for name, one in self.backbone.network.named_parameters() if one.requires_grad)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

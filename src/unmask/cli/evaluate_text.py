@@ -1,0 +1,137 @@
+"""`unmask evaluate RUN_OR_MODEL [--data SOURCE ...]`: the likelihood of text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask import config
+from unmask.cli.options import settings
+from unmask.errors import DataError
+from unmask.runs import RunFolder, environment, locate
+from unmask.settings.data import DataSettings
+from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.recipe import Recipe
+
+if TYPE_CHECKING:
+    from unmask.evaluation.likelihood import Likelihood
+    from unmask.lm import DiffusionLM
+
+
+def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], Iterator[dict[str, Any]]]:
+    """What to do with the model; everything that can be wrong without it is found here."""
+    evaluation = settings(EvaluationSettings, given)
+    recipe = _recipe(model)
+    if "data" not in given and recipe is None:
+        raise DataError(
+            f"{model} is no run folder with a held-out text. Name the text: --data FILE; or tasks: --tasks hellaswag"
+        )
+
+    def measure(lm: DiffusionLM) -> Iterator[dict[str, Any]]:
+        text = _sources(lm, recipe, given) if "data" in given else recipe
+        assert text is not None, "checked above"
+        yield _evaluated(lm, text, evaluation, own="data" not in given, source=model)
+
+    return measure
+
+
+def _sources(lm: DiffusionLM, recipe: Recipe | None, given: argparse.Namespace) -> Recipe:
+    """A recipe whose text is the sources given; rows are as long as the run's own."""
+    length = recipe.data.context_length if recipe else min(512, lm.backbone.context_length)
+    length = getattr(given, "context_length", length)
+    chosen = {name: getattr(given, name) for name in ("text_field", "separator", "split", "malformed") if name in given}
+    data = DataSettings(train=tuple(given.data), context_length=length, validation_fraction=0.0, **chosen)
+    return Recipe(data=data)
+
+
+def _evaluated(
+    lm: DiffusionLM, recipe: Recipe, evaluation: EvaluationSettings, *, own: bool, source: str
+) -> dict[str, Any]:
+    from unmask.errors import CheckpointError
+    from unmask.evaluation.likelihood import evaluate
+    from unmask.training.preparation import prepare_text
+
+    if lm.tokenizer is None:
+        raise CheckpointError(
+            f"{source} has no tokenizer, so it cannot score text. Score token ids in Python: lm.score"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        text = prepare_text(recipe, lm.tokenizer, Path(folder))
+        rows = text.held_out if own else text.train
+        if rows is None:
+            raise DataError(f"The run {source} held no text out. Name the text to score: --data FILE")
+        began = time.perf_counter()
+        likelihood = evaluate(lm.backbone, rows, evaluation)
+        seconds = time.perf_counter() - began
+        if text.skipped:
+            print(f"{text.skipped} malformed rows were skipped", file=sys.stderr)
+        return _record(
+            lm, likelihood, evaluation, recipe, source, seconds, min(len(rows), evaluation.max_rows or len(rows))
+        )
+
+
+def _record(
+    lm: DiffusionLM,
+    likelihood: Likelihood,
+    evaluation: EvaluationSettings,
+    recipe: Recipe,
+    source: str,
+    seconds: float,
+    rows: int,
+) -> dict[str, Any]:
+    return {
+        "model": locate(source),
+        "method": lm.backbone.diffusion.method,
+        "data": list(recipe.data.validation or recipe.data.train),
+        "rows": rows,
+        "context_length": recipe.data.context_length,
+        "tokens": likelihood.tokens,
+        "bytes": likelihood.bytes,
+        "kind": "upper bound (ELBO)" if likelihood.is_bound else "exact",
+        "bits_per_byte": likelihood.bits_per_byte,
+        "bits_per_byte_stderr": likelihood.bits_per_byte_stderr,
+        "nats_per_token": likelihood.nats_per_token,
+        "nats_per_token_stderr": likelihood.stderr / max(1, likelihood.tokens),
+        "perplexity": likelihood.perplexity,
+        "evaluation": dataclasses.asdict(evaluation),
+        "dtype": str(lm.backbone.network.dtype).removeprefix("torch."),
+        "device": str(lm.backbone.device),
+        "seconds": seconds,
+        "tokens_per_second": likelihood.tokens / seconds,
+        "environment": environment(),
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as people read it."""
+    exact = record["kind"] == "exact"
+    name = "perplexity" if exact else "perplexity (upper bound)"
+    lines = [
+        f"| model | method | kind | tokens | bits/byte | +- | nats/token | +- | {name} |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        f"| {record['model']} | {record['method']} | {record['kind']} | {record['tokens']:,} "
+        f"| {_number(record['bits_per_byte'])} | {_number(record['bits_per_byte_stderr'])} "
+        f"| {_number(record['nats_per_token'])} | {_number(record['nats_per_token_stderr'])} "
+        f"| {record['perplexity']:,.2f} |",
+    ]
+    if not exact:
+        masks = record["evaluation"]["masks_per_sequence"]
+        lines.append(f"\n+- is the standard error of the masks drawn ({masks} per row, stratified).")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _recipe(model: str) -> Recipe | None:
+    """The recipe of a run folder."""
+    file = RunFolder(Path(model)).config
+    return config.load(Recipe, file=file) if file.is_file() else None

@@ -1,0 +1,35 @@
+"""The formats that Unmask reads and writes besides its own, and those that it names but does not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unmask.errors import CheckpointError
+from unmask.models.published import dream, llada
+from unmask.models.published.format import PublishedFormat
+
+FORMATS: dict[str, PublishedFormat] = {one.name: one for one in (llada.FORMAT, dream.FORMAT)}
+
+# Formats whose network or decoding the tables do not cover, by model_type.
+_NOT_COVERED = {
+    "llada_moe": "LLaDA-MoE mixes experts, and no stock class has its tensors",
+    "llada2_moe": "LLaDA2 is block diffusion on a mixture of experts, and no stock class has its tensors",
+    "sdar": "SDAR is block diffusion, which Unmask does not train or decode yet",
+    "sdar_moe": "SDAR is block diffusion, which Unmask does not train or decode yet",
+}
+
+
+def published_format(raw: Mapping[str, Any], source: str) -> PublishedFormat | None:
+    """The published format of a config.json, or None for a stock one.
+
+    Raises:
+        CheckpointError: it is of a published format that is known and not covered.
+    """
+    model_type = raw.get("model_type")
+    if model_type in _NOT_COVERED:
+        raise CheckpointError(
+            f"{source} is a `{model_type}` model, which is not supported: {_NOT_COVERED[model_type]}. Published "
+            f"formats that are: {', '.join(one.title for one in FORMATS.values())}."
+        )
+    return next((one for one in FORMATS.values() if one.model_type == model_type), None)

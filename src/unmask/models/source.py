@@ -1,0 +1,103 @@
+"""Where a checkpoint's parts come from: its configuration read, its weights not yet.
+
+In: a folder or hub id. Out: a `Source` with the configuration of the stock class and the diffusion entry, whatever
+names and keys the files use; and, when asked, the weights as `from_pretrained` takes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from unmask.errors import CheckpointError
+from unmask.models.families import FAMILIES, Family, family_of
+from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors, read_json
+from unmask.models.published.format import PublishedFormat
+from unmask.models.published.registry import FORMATS, published_format
+from unmask.settings.model import DiffusionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_GIVE = (
+    f"Give a folder whose {CONFIG} has one of the model types "
+    f"{', '.join((*FAMILIES, *(one.model_type for one in FORMATS.values())))}, a run folder, or a hub id such as "
+    "Qwen/Qwen3-0.6B."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of which only the configuration has been read.
+
+    Attributes:
+        name: as the user gave it.
+        folder: where its small files are.
+        config: of the stock class.
+        family: of the network.
+        entry: the diffusion entry, or None for a checkpoint that has none.
+        published: the format that its names follow, or None for stock ones.
+    """
+
+    name: str
+    folder: Path
+    config: PreTrainedConfig
+    family: Family
+    entry: DiffusionConfig | None
+    published: PublishedFormat | None
+
+
+def read_source(name: str | Path) -> Source:
+    """Read the configuration of a folder or hub id.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, contradicts itself or is not supported.
+    """
+    folder = fetched(name)
+    raw = read_json(folder, CONFIG)
+    if raw is None:
+        raise CheckpointError(f"{name} holds no {CONFIG}. {_GIVE}")
+    published = published_format(raw, str(name))
+    if published is not None:
+        config, entry = published.read(raw, read_json(folder, GENERATION_CONFIG) or {}, str(name))
+    else:
+        config = _stock_config(folder, str(name))
+        given = getattr(config, "diffusion", None)
+        entry = None if given is None else DiffusionConfig.from_dict(given, source=str(name))
+    return Source(str(name), folder, config, family_of(config, str(name)), entry, published)
+
+
+@contextlib.contextmanager
+def weights_of(source: Source, dtype: torch.dtype | str) -> Iterator[dict[str, Any]]:
+    """Arguments of `from_pretrained` for the weights and their type.
+
+    Published tensors are handed over as slices under their stock names, so that each is read when its place in the
+    network is filled, and no second copy of the weights exists. (`key_mapping=` would rename them back when saving.)
+    """
+    if source.published is None:
+        yield {"pretrained_model_name_or_path": source.name, "dtype": dtype}
+        return
+    with opened_tensors(fetched(source.name, weights=True)) as tensors:
+        if dtype == "auto" and source.config.dtype is None:
+            dtype = next((TENSOR_TYPES.get(one.get_dtype(), dtype) for one in tensors.values()), torch.float32)
+        renamed = {source.published.stock_tensor(name): slice_ for name, slice_ in tensors.items()}
+        yield {"pretrained_model_name_or_path": None, "state_dict": renamed, "dtype": dtype}
+
+
+def _stock_config(folder: Path, name: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"The model configuration of {name} is not supported: {reason} {_GIVE}") from None

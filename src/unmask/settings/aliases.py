@@ -1,0 +1,170 @@
+"""The sampling options of LLaDA, Fast-dLLM and Dream under their own names and defaults.
+
+In: options as the originals spell them. Out: `SamplingParams`, or what is wrong with them. `docs/migration.md` lists
+them all. `steps` of the originals is the total over all blocks; `denoising_steps` is per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from unmask.errors import SettingsError, nearest
+from unmask.settings.decoding import SamplingParams
+
+Original = Literal["llada", "fast_dllm", "dream"]
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llada": {
+        "steps": 128,
+        "gen_length": 128,
+        "block_length": 128,
+        "temperature": 0.0,
+        "cfg_scale": 0.0,
+        "remasking": "low_confidence",
+        "logits_eos_inf": False,
+        "confidence_eos_eot_inf": False,
+    },
+    "fast_dllm": {
+        "steps": 128,
+        "gen_length": 128,
+        "block_length": 128,
+        "temperature": 0.0,
+        "remasking": "low_confidence",
+        "threshold": None,
+        "factor": None,
+        "use_cache": False,
+        "dual_cache": False,
+    },
+    "dream": {
+        "max_new_tokens": 128,
+        "steps": 512,
+        "eps": 1e-3,
+        "alg": "origin",
+        "alg_temp": None,
+        "temperature": 0.0,
+        "top_p": None,
+        "top_k": None,
+        "threshold": None,
+        "block_length": None,
+        "dual_cache": False,
+    },
+}
+RENAMED = {
+    "gen_length": "max_new_tokens",
+    "remasking": "unmasking",
+    "alg_temp": "reveal_temperature",
+    "logits_eos_inf": "suppress_eos",
+    "confidence_eos_eot_inf": "defer_eos",
+    "method": "canvas_mode",
+}
+"""Options that only have another name here."""
+TRANSLATED = ("steps", "alg", "threshold", "factor", "use_cache", "dual_cache", "eps")
+"""Options that mean several of ours, or depend on others."""
+REFUSED = {
+    "mask_id": "the mask token comes from the checkpoint",
+    "attention_mask": "prompts are given without padding, in batches of any lengths",
+    "output_history": "use trace, or stream the steps",
+    "return_dict_in_generate": "outputs are always records",
+    "generation_tokens_hook_func": "stream yields every step",
+    "generation_logits_hook_func": "use DiffusionLM.logits, or suppress_eos",
+}
+"""Options that have no place here, with the reason."""
+
+_ALGORITHMS = {
+    "origin": "ancestral",
+    "maskgit_plus": "low_confidence_static",
+    "topk_margin": "margin",
+    "entropy": "entropy",
+    "confidence_threshold": "threshold",
+}
+_DREAM_EPSILON = 1e-3
+
+
+def from_original(system: Original, **options: Any) -> SamplingParams:
+    """Sampling parameters from the options of an original's `generate`; what is not given has its default there.
+
+    Args:
+        system: `llada` (`generate`), `fast_dllm` (`generate`, with use_cache or dual_cache for its cached forms) or
+            `dream` (`diffusion_generate`).
+        options: as that function names them.
+
+    Raises:
+        SettingsError: an option is unknown or has no place here.
+    """
+    if system not in DEFAULTS:
+        raise SettingsError(f"There is no original `{system}`. {nearest(system, DEFAULTS)}")
+    known = [*DEFAULTS[system], *REFUSED]
+    for name in options:
+        if name not in known:
+            raise SettingsError(f"{system} has no option `{name}`. {nearest(name, known)}")
+    given = {name: value for name, value in (DEFAULTS[system] | options).items() if value is not None}
+    if system == "dream" and options.get("threshold") is None:
+        given["steps"] = min(given["steps"], given["max_new_tokens"])
+    return SamplingParams(**translated(given))
+
+
+def translated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours for theirs; options that are ours already pass through.
+
+    Raises:
+        SettingsError: an option has no place here, or two contradict each other.
+    """
+    for name, reason in REFUSED.items():
+        if name in options:
+            raise SettingsError(f"{name} is not an option here: {reason}. Leave it out.")
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        ours = RENAMED.get(name, name)
+        if name not in TRANSLATED:
+            if ours in found:
+                raise SettingsError(f"{name} and {ours} are the same option. Give one of them.")
+            found[ours] = value
+    found |= _algorithm(options)
+    found |= _policy(options, str(found.get("unmasking", "low_confidence"))) | _cache(options)
+    if float(options.get("eps", _DREAM_EPSILON)) != _DREAM_EPSILON:
+        raise SettingsError(f"eps must be {_DREAM_EPSILON}, Dream's own value, got {options['eps']}.")
+    if "steps" in options and found.get("unmasking") not in ("threshold", "factor"):
+        found["denoising_steps"] = _steps_per_block(int(options["steps"]), found)
+    return found
+
+
+def _algorithm(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dream's `alg`, with its schedule and its filtered confidence."""
+    if "alg" not in options:
+        return {}
+    if options["alg"] not in _ALGORITHMS:
+        raise SettingsError(f"There is no alg `{options['alg']}`. {nearest(str(options['alg']), _ALGORITHMS)}")
+    return {"unmasking": _ALGORITHMS[options["alg"]], "reveal_schedule": "dream", "confidence": "filtered"}
+
+
+def _policy(options: Mapping[str, Any], unmasking: str) -> dict[str, Any]:
+    """A threshold or a factor also names the policy (Fast-dLLM)."""
+    for policy, theirs, ours in (("threshold", "threshold", "confidence_threshold"), ("factor", "factor", "factor")):
+        if theirs in options:
+            if unmasking not in ("low_confidence", "low_confidence_static", policy):
+                raise SettingsError(f"{theirs} reveals by confidence and cannot go with `{unmasking}`. Leave out one.")
+            return {"unmasking": policy, ours: options[theirs]}
+    return {}
+
+
+def _cache(options: Mapping[str, Any]) -> dict[str, Any]:
+    if _is_set(options.get("dual_cache")):
+        return {"cache": "dual"}
+    return {"cache": "prefix"} if _is_set(options.get("use_cache")) else {}
+
+
+def _is_set(value: object) -> bool:
+    return str(value).lower() == "true"
+
+
+def _steps_per_block(steps: int, found: Mapping[str, Any]) -> int:
+    """The total shared out over the blocks."""
+    whole = int(found.get("max_new_tokens", SamplingParams.max_new_tokens))
+    blocks = -(-whole // int(found.get("block_length") or whole))
+    if steps % blocks:
+        raise SettingsError(
+            f"steps is the total over all blocks and must be a multiple of their number ({blocks}), got {steps}. "
+            "Change it, or give denoising_steps, which is per block."
+        )
+    return steps // blocks

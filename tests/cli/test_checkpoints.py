@@ -1,0 +1,145 @@
+"""`unmask convert` and `unmask info`, as their users run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.models.published import tiny
+from tests.training import recipes
+from unmask.cli.main import main
+from unmask.models.adapters import attach
+from unmask.models.loading import load, save
+from unmask.models.tokenizers import byte_tokenizer
+from unmask.settings.adapter import AdapterSettings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = tiny.llada()
+    return tiny.write(tmp_path / "llada", config, tiny.random_tensors(config), shards=2)
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("unmask")]
+    return line
+
+
+def test_there_and_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, back = tmp_path / "new" / "ours", tmp_path / "back"
+    assert main(["convert", str(folder), str(ours), "--max-shard-size", "50KB"]) == 0
+    assert main(["convert", str(ours), str(back), "--to", "llada"]) == 0
+    assert capsys.readouterr().out.split() == [str(ours), str(back)], "stdout is for data"
+    assert json.loads((ours / "config.json").read_text())["model_type"] == "llama"
+    assert len(list(ours.glob("*.safetensors"))) > 2
+    tensors = tiny.random_tensors(tiny.llada())
+    written = load_file(back / "model.safetensors")
+    assert written.keys() == tensors.keys() and all(written[name].equal(value) for name, value in tensors.items())
+    assert not list(tmp_path.glob(".partial-*")) and not list((tmp_path / "new").glob(".partial-*"))
+
+
+def test_a_type_is_chosen(folder: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(folder), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    expected = tiny.random_tensors(tiny.llada())["model.transformer.wte.weight"].bfloat16()
+    assert tensors["model.embed_tokens.weight"].equal(expected)
+    assert load(tmp_path / "out", device="cpu").backbone.network.dtype == torch.bfloat16
+
+
+def test_mistakes_are_one_clear_line_and_leave_nothing_behind(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    cases = [
+        (["convert", folder, out, "--to", "dream"], "holds qwen2 networks, and this one is a llama"),
+        (["convert", folder, out, "--to", "laada"], "unmask, llada, dream, got `laada`. Did you mean `llada`"),
+        (["convert", folder, out, "--dtype", "half"], "got `half`"),
+        (["convert", folder, out, "--max-shard-size", "big"], "got `big`"),
+        (["convert", folder, folder], "exists already"),
+        (["convert", tmp_path / "gone", out], "There is no folder"),
+        (["convert", folder], "the following arguments are required: OUT"),
+        (["info", tmp_path / "gone"], "There is no folder"),
+        (["info", tmp_path], "There is no model in"),
+    ]
+    for words, message in cases:
+        assert message in failed(capsys, *words), words
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    assert shard.name in failed(capsys, "convert", folder, out)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["llada"]
+
+
+def test_info_is_a_table_or_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(folder)]) == 0
+    table = capsys.readouterr().out
+    for text in (
+        "LLaDA, opens as LlamaForCausalLM",
+        "masked_diffusion, schedule linear, mask 37",
+        "18,080 (15,520 without embeddings)",
+        "2 layers of 32, MLP 48, 4 heads of 8 over 2 for keys and values",
+        "64 tokens, rotary base 500,000",
+        "40 ids in 40 rows, untied",
+        "141.2 KiB in 2 files, float64",
+        "full AdamW  282.5 KiB in fp32",
+        "canvas, temperature 0.0, top_p 1.0, canvas_mode fixed_length, unmasking low_confidence_static",
+    ):
+        assert text in table
+    assert "PROBLEM" not in table
+    assert main(["info", str(folder), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] == 18_080 and record["stored"]["files"] == 2
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    assert main(["info", str(folder)]) == 0
+    assert "PROBLEM     " in capsys.readouterr().out
+
+
+def test_info_of_a_run_tells_its_checkpoints(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for step in (2, 10):
+        shutil.copytree(folder, run / "checkpoints" / f"step-{step}")
+    (run / "config.yaml").touch()
+    (run / "best").symlink_to("checkpoints/step-2")
+    (run / "latest").symlink_to("checkpoints/step-10")
+    assert main(["info", str(run)]) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[0] == str(run / "best")
+    assert "step-2, step-10; best step-2, latest step-10" in table
+
+
+def test_a_published_checkpoint_is_trained_on_and_goes_back(tmp_path: Path) -> None:
+    config = tiny.llada(embedding_size=264, vocab_size=264, mask_token_id=258)
+    theirs = tiny.write(tmp_path / "theirs", config, tiny.random_tensors(config))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|mdm_mask|>"})
+    tokenizer.save_pretrained(theirs)
+    recipes.write_text(tmp_path)
+    recipe = recipes.tree(tmp_path, steps=2) | {"model": {"from_pretrained": str(theirs), "dtype": "float64"}}
+    del recipe["data"]["tokenizer"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "back"), "--to", "llada"]) == 0
+    before, after = (load_file(one / "model.safetensors") for one in (theirs, tmp_path / "back"))
+    assert before.keys() == after.keys() and not any(value.equal(after[name]) for name, value in before.items())
+    written = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
+    assert written | {"auto_map": config["auto_map"]} == config
+
+
+def test_an_adapter_is_merged_before_it_is_converted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load(folder, device="cpu")
+    attach(checkpoint.backbone, AdapterSettings(rank=4), base=str(folder), seed=0)
+    save(checkpoint, tmp_path / "adapter")
+    assert "unmask merge" in failed(capsys, "convert", tmp_path / "adapter", tmp_path / "out", "--to", "llada")
+    assert main(["info", str(tmp_path / "adapter")]) == 0
+    assert "LoRA of rank 4 on down_proj, gate_proj, k_proj" in capsys.readouterr().out

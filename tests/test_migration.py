@@ -1,0 +1,198 @@
+"""docs/migration.md: every row holds, and every flag, key and file of the original's description has a row."""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unmask import config
+from unmask.cli.main import main
+from unmask.errors import SettingsError
+from unmask.settings import evaluation
+from unmask.settings.aliases import from_original
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.pipeline import PipelineRecipe
+from unmask.settings.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+SPAN = re.compile(r"`([^`]+)`")
+SYSTEMS = {
+    "generate` of LLaDA": "llada",
+    "generate` of Fast-dLLM": "fast_dllm",
+    "diffusion_generate` of Dream": "dream",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what the original has, what stands here for it, a note, and the heading above."""
+
+    section: str
+    original: str
+    ours: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.original}".replace("`", "")
+
+
+def rows() -> Iterator[Row]:
+    section, in_code = "", False
+    for line in (ROOT / "docs" / "migration.md").read_text(encoding="utf-8").splitlines():
+        in_code ^= line.startswith("```")
+        if line.startswith("#") and not in_code:
+            section = line.lstrip("# ")
+        elif line.startswith("|") and not line.startswith(("| original |", "|---")):
+            original, ours, note = (cell.strip() for cell in line.strip("|").split("|"))
+            yield Row(section, original, ours, note)
+
+
+ROWS = list(rows())
+
+
+class Parsed(Exception):
+    """The command line was understood, and nothing was loaded yet."""
+
+
+def parses(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """The verb reads the command line and checks its settings; it is stopped before it loads anything."""
+
+    def stop() -> None:
+        raise Parsed
+
+    program, verb, *words = shlex.split(command)
+    assert program == "unmask"
+    if verb in ("train", "pipeline"):
+        assert main([verb, *words, "--print-config"]) == 0
+        return
+    monkeypatch.setattr(f"unmask.cli.{verb}.quiet_libraries", stop)
+    with pytest.raises(Parsed):
+        main([verb, *words])
+
+
+def keywords(text: str) -> dict[str, Any] | None:
+    """`a=1, b="x"` as a mapping, or None if the text is something else."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        return {str(one.arg): ast.literal_eval(one.value) for one in call.keywords} if call.keywords else None
+    except (SyntaxError, ValueError):
+        return None
+
+
+def options(row: Row) -> tuple[str, dict[str, Any]] | None:
+    """The sampling options of a row about an original's own function, with the name of the original."""
+    found = keywords(SPAN.findall(row.original)[0]) if SPAN.search(row.original) else None
+    system = next((name for heading, name in SYSTEMS.items() if heading in row.section), None)
+    return None if found is None or system is None else (system, found)
+
+
+def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One code span of the middle column stands for something that exists."""
+    if ours.startswith("unmask "):
+        parses(monkeypatch, ours)
+    elif ours.startswith("SamplingParams("):
+        given = keywords(ours.removeprefix("SamplingParams(").removesuffix(")"))
+        assert given
+        params = SamplingParams(**given).resolved({}, "canvas")
+        theirs = options(row)
+        if theirs is not None:
+            params = from_original(theirs[0], **theirs[1]).resolved({}, "canvas")  # type: ignore[arg-type]
+        assert {name: getattr(params, name) for name in given} == given
+    elif ours.startswith("AnswerSettings("):
+        given = keywords(ours.removeprefix("AnswerSettings(").removesuffix(")"))
+        assert given
+        assert evaluation.AnswerSettings(**given)
+    elif ours.startswith("unmask."):
+        module, _, name = ours.removesuffix("()").rpartition(".")
+        home, _, kind = module.rpartition(".")
+        owner = getattr(importlib.import_module(home), kind) if kind[:1].isupper() else importlib.import_module(module)
+        assert getattr(owner, name)
+    elif "=" in ours:
+        group = ours.partition(".")[0]
+        config.load(PipelineRecipe if group in ("pretraining", "sft", "inference") else Recipe, overrides=[ours])
+    else:
+        assert (ROOT / ours).is_file(), ours
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_row_holds(row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    if row.ours == "refused":
+        assert len(row.note) > 20, "a refusal needs its reason"
+        theirs = options(row)
+        if theirs is not None:
+            with pytest.raises(SettingsError, match="is not an option here"):
+                from_original(theirs[0], **{name: value or 1 for name, value in theirs[1].items()})  # type: ignore[arg-type]
+        return
+    spans = SPAN.findall(row.ours)
+    assert spans, "the middle column holds code, or `refused`"
+    for ours in spans:
+        holds(row, ours, monkeypatch)
+    if row.note.startswith("accepted as it is"):
+        parses(monkeypatch, f'unmask generate RUN "Hello" {SPAN.findall(row.original)[0]}')
+
+
+def test_rows_are_unique() -> None:
+    names = [str(row) for row in ROWS]
+    assert len(names) > 90
+    assert [name for name in names if names.count(name) > 1] == []
+
+
+@pytest.fixture(scope="module")
+def description() -> str:
+    """The original's README."""
+    data = Path(os.environ.get("UNMASK_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    file = data.parent / "systems" / "llada-training.md"
+    if not file.is_file():
+        pytest.skip(f"there is no description of the original at {file}; set UNMASK_SHARED_DATA")
+    return file.read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def has_row(section: str, original: str) -> bool:
+    cells = [row.original.replace("`", "") for row in ROWS if section in row.section]
+    return any(cell == original or re.match(rf"{re.escape(original)}(?![\w.])", cell) for cell in cells)
+
+
+def test_every_flag_of_the_original_has_a_row(description: str) -> None:
+    code = "\n".join(blocks(description, "bash") + blocks(description, "python")).replace("\\\n", " ")
+    commands = re.findall(r"python training/(\w+\.py)([^\n]*)", code)
+    assert len(commands) >= 9
+    missing = []
+    for script, rest in commands:
+        words = shlex.split(rest, comments=True)
+        for number, word in enumerate(words):
+            if word.startswith("--"):
+                value = words[number + 1] if number + 1 < len(words) and not words[number + 1].startswith("-") else ""
+                is_choice = word in ("--stage", "--method", "--remasking")
+                wanted = f"{word} {value}" if is_choice else word
+                missing += [] if has_row(script, wanted) else [f"{script} {wanted}"]
+    assert missing == []
+
+
+def test_every_key_of_the_original_has_a_row(description: str) -> None:
+    (block,) = blocks(description, "yaml")
+    keys = [f"{group}.{key}" for group, tree in yaml.safe_load(block).items() for key in tree]
+    assert len(keys) == 10
+    assert [key for key in keys if not has_row("config.yaml", key)] == []
+
+
+def test_every_file_of_the_original_has_a_row(description: str) -> None:
+    code = "\n".join(re.findall(r"```.*?```", description, flags=re.DOTALL))
+    tree = {f"training/{name}" for name in re.findall(r"[├└]── ([\w.]+)", code)}
+    paths = set(re.findall(r"\./(?:data|checkpoints)/[\w./]+", code))
+    assert len(tree) == 7 and len(paths) >= 5
+    assert [name for name in sorted(tree | paths) if not has_row("Files", name)] == []
+    assert has_row("Files", "GUIDELINES.md")
