@@ -60,6 +60,8 @@ def test_rows_are_filled_up_to_the_longest_of_the_global_batch_however_it_is_spl
         assert whole.supervised_BL[line, :visible].tolist() == supervised
         assert not whole.supervised_BL[line, visible:].any()
         assert whole.bytes_BL is not None
+        assert whole.fill_BL is not None
+        assert whole.fill_BL[line].nonzero()[:, 0].tolist() == [*range(prompt + answer, visible)]
         assert int(whole.bytes_BL[line].sum()) == answer
     cut = data.draw(st.integers(0, len(chosen)))
     parts = [rows.batch(chosen, *bounds, step=3) for bounds in ((0, cut), (cut, len(chosen))) if bounds[0] < bounds[1]]

@@ -270,9 +270,11 @@ def test_a_template_file_is_used_and_saved_with_the_tokenizer(tmp_path: Path) ->
     (document,) = documents(again, chats.conversation("a", "b"), "all")
     assert again.decode(document.ids) == "user:a<|eos|>assistant:b<|eos|>"
     file.write_text("{% for %}", encoding="utf-8")
-    use_template(tokenizer, str(file))
     with pytest.raises(SettingsError, match="A question and its answer cannot be written"):
-        documents(tokenizer, chats.conversation("a", "b"), "all")
+        use_template(tokenizer, str(file))
+    file.write_text(turns(";"), encoding="utf-8")
+    with pytest.raises(SettingsError, match="writes no special token"):
+        use_template(tokenizer, str(file))
 
 
 def test_many_conversations_are_tokenised_as_each_one_is(shared_data: Path) -> None:

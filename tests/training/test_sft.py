@@ -23,8 +23,10 @@ from unmask.cli.main import main
 from unmask.data.chat_rows import ChatRows
 from unmask.data.chat_tokens import ChatDocuments
 from unmask.errors import DataError, SettingsError
+from unmask.evaluation.likelihood import row_nats
 from unmask.lm import DiffusionLM
 from unmask.runs import RunFolder
+from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import prepare_text, prepare_tokenizer
 from unmask.training.run import described, dry_run, prepare, train
@@ -194,21 +196,23 @@ def test_a_dry_run_marks_what_is_supervised(folder: Path, base: Path) -> None:
     assert "over-long ones dropped to train on, held out" in described_rows
 
 
-def test_held_out_scores_count_answers_and_one_end_each(folder: Path, base: Path) -> None:
+def test_held_out_scores_count_answers_and_one_end_each_but_no_eos_that_fills_up(folder: Path, base: Path) -> None:
     made = recipe(folder, base)
     tokenizer = prepare_tokenizer(made, folder / "cache")
     text = prepare_text(made, tokenizer, folder / "cache")
     assert isinstance(text.held_out, ChatRows)
     assert isinstance(text.train, ChatRows)
-    assert [text.train.eos, text.held_out.eos] == [tokenizer.eos_token_id, None]
     batch = text.held_out.batch(np.arange(len(text.held_out)), 0, len(text.held_out), step=0)
-    assert batch.bytes_BL is not None
-    for ids, supervised, size in zip(batch.ids_BL, batch.supervised_BL, batch.bytes_BL.sum(1), strict=True):
-        answers = tokenizer.decode(ids[supervised].tolist()).split("<|eos|>")
-        assert answers.pop() == ""
+    lm = DiffusionLM.from_pretrained(base, device="cpu")
+    scored = row_nats(lm.backbone, batch, EvaluationSettings(masks_per_sequence=2))
+    assert bool(batch.supervised_BL[:, -1].all())
+    for ids, supervised, tokens, size in zip(
+        batch.ids_BL, batch.supervised_BL, scored.tokens_B.tolist(), scored.bytes_B.tolist(), strict=True
+    ):
+        answers = [one for one in tokenizer.decode(ids[supervised].tolist()).split("<|eos|>") if one]
         assert all(answer in WORDS for answer in answers)
-        assert int(size) == sum(map(len, answers))
-        assert int(supervised.sum()) == int(size) + len(answers)
+        assert size == sum(map(len, answers))
+        assert tokens == size + len(answers)
 
 
 def test_tokens_are_kept_and_copies_stay_on_one_side(folder: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ class Batch:
         global_rows: rows of the global batch, over all micro-batches and processes.
         step: optimiser step (or a fixed number in evaluation); every draw is keyed by it.
         bytes_BL: UTF-8 bytes of text that each token stands for.
+        fill_BL: bool; EOS that fills a row up: supervised like any token, but none of the text.
     """
 
     ids_BL: Tensor
@@ -32,6 +33,7 @@ class Batch:
     global_rows: int
     step: int
     bytes_BL: Tensor | None = None
+    fill_BL: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
@@ -44,14 +46,12 @@ class Batch:
 
     def cut(self, length: int) -> Batch:
         """The first `length` tokens of every row."""
-        bytes_BL = None if self.bytes_BL is None else self.bytes_BL[:, :length]
-        return dataclasses.replace(
-            self,
-            ids_BL=self.ids_BL[:, :length],
-            document_BL=self.document_BL[:, :length],
-            supervised_BL=self.supervised_BL[:, :length],
-            bytes_BL=bytes_BL,
-        )
+        fields = {
+            field.name: value[:, :length]
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor) and value.ndim == 2
+        }
+        return dataclasses.replace(self, **fields)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows start..stop-1, which keep their places in the global batch."""

@@ -101,14 +101,15 @@ class ChatRows:
         filled = lengths + np.minimum(longest - lengths, self.eos_cap)
         shape = (len(chosen), int(filled.max()))
         ids, sizes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        document, supervised = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
+        document = np.full(shape, -1, dtype=np.int64)
+        supervised, fill = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         for line, row in enumerate(chosen):
             place, length, end = self._place(int(row)), lengths[line], filled[line]
             ids[line, :length] = self.text.tokens[place]
             sizes[line, :length] = self.text.bytes[place]
             supervised[line, :length] = self.text.supervised[place]
             ids[line, length:end] = self.eos or 0
-            supervised[line, length:end] = True
+            supervised[line, length:end] = fill[line, length:end] = True
             document[line, :end] = 0
         return Batch(
             ids_BL=torch.from_numpy(ids),
@@ -119,6 +120,7 @@ class ChatRows:
             global_rows=len(rows),
             step=step,
             bytes_BL=torch.from_numpy(sizes),
+            fill_BL=torch.from_numpy(fill),
         )
 
     def _place(self, row: int) -> slice:

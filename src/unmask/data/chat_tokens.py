@@ -16,6 +16,7 @@ from unmask.data.chat import Conversation
 from unmask.data.templates import ChatTemplate, Piece
 from unmask.data.tokenized import Document, byte_lengths
 from unmask.errors import DataError
+from unmask.models.tokenizers import decode, encode
 from unmask.settings.data import Supervise
 
 _CONVERSATIONS_AT_ONCE = 256
@@ -82,11 +83,13 @@ class ChatEncoder:
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
         self.tokenizer = template.tokenizer
-        letter = cast("list[int]", self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        self._adds_space = self.tokenizer.decode(letter + letter) != "aa"
+        letter = encode(self.tokenizer, "a", special=False)
+        self._adds_space = decode(self.tokenizer, letter + letter) != "aa"
         # A tokenizer that normalises text before it looks for control tokens may miss them behind a letter.
-        closed = cast("list[int]", self.tokenizer(f"a{template.end}", add_special_tokens=False)["input_ids"])
-        self._misses_control = closed[-1] != template.end_id
+        self._misses_control = any(
+            encode(self.tokenizer, f"a{token}", special=False)[-1] != self._id(token)
+            for token in template.control_tokens[:1]
+        )
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids that a reply to the messages continues.
@@ -136,7 +139,7 @@ class ChatEncoder:
         reached = 0
         for part in _parts(piece.text, self.template):
             if part in self.template.control_tokens:
-                tokens = _Tokens([cast(int, self.tokenizer.convert_tokens_to_ids(part))], [len(part)])
+                tokens = _Tokens([self._id(part)], [len(part)])
             else:
                 part = _spelled_out(piece._replace(text=part))
                 anchored = self._adds_space and piece.joined and reached == 0
@@ -145,6 +148,9 @@ class ChatEncoder:
             stops += [reached + stop for stop in tokens.stops]
             reached += len(part)
         return _Tokens(ids, stops)
+
+    def _id(self, token: str) -> int:
+        return cast(int, self.tokenizer.convert_tokens_to_ids(token))
 
     def _tokens(self, texts: list[str], anchored: Sequence[bool], *, split: bool = False) -> list[_Tokens]:
         """Token ids of texts, read behind the anchor where asked; `split` reads control tokens as text."""

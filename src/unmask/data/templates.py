@@ -67,11 +67,8 @@ def use_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
     """Give a tokenizer the template that `data.chat_template` names, which it is then saved with.
 
     Raises:
-        SettingsError: there is no such template, or the tokenizer lacks what it needs.
+        SettingsError: there is no such template, it cannot be trained with, or the tokenizer lacks what it needs.
     """
-    if name is None:
-        _require_template(tokenizer)
-        return
     if name == "llada":
         missing = [token for token in _LLADA_TOKENS if token not in tokenizer.get_vocab()]
         if missing:
@@ -83,7 +80,9 @@ def use_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
         raise SettingsError(
             "data.chat_template `plain` ends each reply with the end-of-text token, and this tokenizer has none."
         )
-    tokenizer.chat_template = _TEMPLATES[name] if name in _TEMPLATES else _read_template(name)
+    if name is not None:
+        tokenizer.chat_template = _TEMPLATES[name] if name in _TEMPLATES else _read_template(name)
+    _ = ChatTemplate(tokenizer).end  # raises what is wrong with the template
 
 
 class ChatTemplate:
@@ -150,7 +149,7 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> Piece:
         """The text that is to be continued by a reply to the messages."""
         guarded, spelled = self._guarded(messages)
-        return Piece(self.render(guarded, reply=True), False, False, spelled)
+        return Piece(self.render(guarded, reply=True), learned=False, joined=False, spelled=spelled)
 
     def rows(self, conversation: Conversation, supervise: Supervise) -> list[list[Piece]]:
         """The rows that a conversation becomes: with `each`, one for each reply, which ends it; else one.
@@ -178,7 +177,7 @@ class ChatTemplate:
         pieces: list[Piece] = []
         for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
             joined = start > 0 and not text.endswith(self.control_tokens, 0, start)
-            pieces.append(Piece(text[start:stop], index % 2 == 1, joined, spelled))
+            pieces.append(Piece(text[start:stop], learned=index % 2 == 1, joined=joined, spelled=spelled))
         return pieces
 
     def _span(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> tuple[int, int]:

@@ -165,8 +165,9 @@ def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses
 
 
 def _scored(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Tokens and bytes of each row that are scored."""
-    tokens_B = batch.supervised_BL.sum(dim=1)
+    """Tokens and bytes of each row's text that are scored; to end it costs nats as well, but is no text."""
+    text_BL = batch.supervised_BL if batch.fill_BL is None else batch.supervised_BL & ~batch.fill_BL
+    tokens_B = text_BL.sum(dim=1)
     if batch.bytes_BL is None:
         return tokens_B, torch.zeros_like(tokens_B)
     return tokens_B, (batch.bytes_BL * batch.supervised_BL).sum(dim=1)

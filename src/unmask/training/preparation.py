@@ -91,7 +91,7 @@ def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """
     data = recipe.data
     text, skipped = _tokenized(data, tokenizer, folder, is_held_out=False)
-    train = _rows(text, recipe, tokenizer, is_held_out=False)
+    train = _rows(text, recipe, tokenizer)
     if not data.validation and data.validation_fraction == 0:
         return TrainingText(train, None, skipped)
     text, skipped_there = _tokenized(data, tokenizer, folder, is_held_out=True)
@@ -100,7 +100,7 @@ def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pat
             "The held-out part is empty: give data.validation, raise data.validation_fraction "
             f"({data.validation_fraction}), split the text with data.separator, or set data.validation_fraction=0."
         )
-    return TrainingText(train, _rows(text, recipe, tokenizer, is_held_out=True), skipped + skipped_there)
+    return TrainingText(train, _rows(text, recipe, tokenizer), skipped + skipped_there)
 
 
 def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
@@ -201,13 +201,13 @@ def _write(
     return documents.refused
 
 
-def _rows(text: TokenizedText, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, is_held_out: bool) -> Rows:
-    """Packed text, or a conversation in each row; held-out answers are not filled up, so that no EOS is scored."""
+def _rows(text: TokenizedText, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Packed text, or a conversation in each row; held-out rows are filled up as those that are learned from."""
     data = recipe.data
     if data.format == "text":
         return PackedText(text, context_length=data.context_length, bos=start_id(tokenizer))
     by_method = "ignore" if recipe.objective.method == "autoregressive" else "eos_supervised"
-    pad_mode = "ignore" if is_held_out else data.pad_mode or by_method
+    pad_mode = data.pad_mode or by_method
     if pad_mode != "ignore" and end_id(tokenizer) is None:
         raise SettingsError(
             f"data.pad_mode `{pad_mode}` fills rows up with the end-of-text token, and this tokenizer has none. Set "
