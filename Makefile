@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/python examples/demo.py --scale $(DEMO_SCALE)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -9,6 +9,13 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
+# With `--dist loadfile` a file is one unit of work: the longest begin first, or one process ends alone.
+_LONGEST = ("test_readme.py", "test_benchmarks.py", "test_trainer.py", "test_chat.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
