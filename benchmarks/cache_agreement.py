@@ -26,7 +26,7 @@ from unmask.settings.evaluation import EvaluationSettings
 PROMPTS, WORDS, NEW_TOKENS, BLOCK_LENGTH = 64, 8, 64, 16
 POLICIES: dict[str, dict[str, Any]] = {
     "one place per step": {},
-    "confidence threshold 0.5": {"unmasking": "threshold", "confidence_threshold": 0.5},
+    "confidence threshold 0.2": {"unmasking": "threshold", "confidence_threshold": 0.2},
 }
 
 

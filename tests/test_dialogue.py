@@ -79,6 +79,13 @@ def test_a_turn_that_is_stopped_is_left_out(lm: DiffusionLM) -> None:
     assert "two" not in read(third)
 
 
+def test_a_turn_with_an_empty_reply_is_left_out(lm: DiffusionLM) -> None:
+    (whole,) = said(Dialogue(lm, PARAMS), "hi")
+    dialogue = Dialogue(lm, dataclasses.replace(PARAMS, stop_token_ids=(whole.tokens[0],), stop=(whole.text[0],)))
+    (empty,) = said(dialogue, "hi")
+    assert empty.text == "" and dialogue.turns == []
+
+
 def test_the_oldest_turns_make_room_once_and_with_a_notice(lm: DiffusionLM) -> None:
     dialogue = Dialogue(lm, PARAMS, system="s")
     turns = said(dialogue, *(f"question {number}" for number in range(6)))

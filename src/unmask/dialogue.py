@@ -77,7 +77,7 @@ class Dialogue:
             self._system(system)
 
     def ask(self, question: str) -> Turn:
-        """Begin a turn; it joins the conversation when its reply is complete.
+        """Begin a turn; it joins the conversation when its reply is complete, and not empty.
 
         If the context has no room for all turns and the reply, the model no longer sees the oldest turns.
 
@@ -97,8 +97,9 @@ class Dialogue:
         return Turn(self, question, prompt, forgotten)
 
     def keep(self, turn: Turn) -> None:
-        """Let a complete turn join the conversation."""
-        self.turns.append((turn.question, turn.text))
+        """Let a complete turn join the conversation, unless its reply is empty."""
+        if turn.text.strip():
+            self.turns.append((turn.question, turn.text))
         self.forgotten = turn.forgotten
 
     def command(self, line: str) -> str:

@@ -61,7 +61,7 @@ def test_a_mistake_in_a_pipe_ends_it_with_one_line(
         ("/claer\nhi\n", [models / "ar"], "Did you mean `/clear`"),
         ("hi\n", [models / "bare"], "no chat template"),
         ("hi\n", [models / "ar", "--max-new-tokens", CONTEXT], "Shorten it, or lower max_new_tokens"),
-        ("hi\n", [models / "ar", "--n", "2"], "n must be 1, got 2"),
+        ("/set n=2\n", [models / "ar"], "n must be 1, got 2"),
         ("hi\n", [models / "ar", "--wacth"], "Did you mean `--watch`"),
     ):
         assert piped(monkeypatch, script, *words) == 2

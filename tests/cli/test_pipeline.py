@@ -112,8 +112,8 @@ def test_the_stories_pipeline_runs_on_real_data_and_its_result_chats(
     ]
     assert main(words) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("> who is the little girl in the story\n")
+    assert captured.out.startswith("> who is the king\n")
     assert "conversations of" in captured.err
-    monkeypatch.setattr(sys, "stdin", io.StringIO("who is the king\nand the queen\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("who wrote it\nand when\n"))
     assert main(["chat", str(tmp_path / "stories" / "sft"), "--max-new-tokens", "4", "--ignore-eos"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--plain", action="store_true", help="continue each message as a text, without chat template")
     options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
     options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    add_sampling(options)
+    add_sampling(options, skip=("n", "trace", "infill_length"))  # one reply per message, and no gaps
     parsed = options.parse_args(list(arguments))
     params = sampling(parsed)
     quiet_libraries()
@@ -184,4 +184,6 @@ def _summary(turn: Turn, seconds: float) -> str:
     assert turn.step is not None, "a reply has at least one step"
     tokens, forwards = len(turn.tokens), turn.step.forwards
     line = f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward, {seconds:.1f} s"
+    if not turn.text.strip():
+        line += "; the reply is empty, so this turn is left out of the conversation"
     return f"{line}; cut at max_new_tokens" if turn.is_cut else line

@@ -55,7 +55,7 @@ def add_settings(target: Parser, kind: type, title: str, *, skip: Collection[str
             "default": argparse.SUPPRESS,
             "help": (text + shown).replace("%", "%%"),
         }
-        if type_name == "true or false":
+        if type_name.removesuffix(" or null") == "true or false":
             group.add_argument(*spellings, nargs="?", const="true", metavar="BOOL", **arguments)
         elif type_name.startswith("a list of"):
             group.add_argument(*spellings, action="append", metavar="VALUE", **arguments)

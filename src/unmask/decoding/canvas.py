@@ -86,8 +86,7 @@ class CanvasRun:
     @torch.inference_mode()
     def advance(self) -> None:
         """One step: candidates for the masked places of each row's block, of which the policy reveals some."""
-        in_block_BW = self._block_BW == self._active_B[:, None]
-        open_BW = self._masked_BW & in_block_BW
+        open_BW = self._masked_BW & self._in_block_BW
         row_R, column_R = open_BW.nonzero(as_tuple=True)
         logits_RV = self._forward.logits(self._canvas_BW, row_R, column_R)
         found = self._candidates(logits_RV, row_R, column_R)
@@ -99,7 +98,7 @@ class CanvasRun:
         reveal_BW = self._chosen(certainty_BW, open_BW)
         reopen_BW = None
         if self.params.remask is not None:
-            reopen_BW = self._reopened(in_block_BW & ~open_BW)
+            reopen_BW = self._reopened(self._in_block_BW & ~open_BW)
         self._canvas_BW = torch.where(reveal_BW, token_BW, self._canvas_BW)
         self._confidence_BW = torch.where(reveal_BW, confidence_BW, self._confidence_BW)
         self._revealed_at_BW = torch.where(reveal_BW, self._step_B[:, None] + 1, self._revealed_at_BW)
@@ -136,7 +135,10 @@ class CanvasRun:
         eos_ids = self.stop.eos_ids
         if self.params.suppress_eos and eos_ids:
             logits_RV = logits_RV.index_fill(-1, logits_RV.new_tensor(eos_ids[:1], dtype=torch.int64), -torch.inf)
-        keys = Keys(self._seed_B[row_R], self._sample_B[row_R], self._place_BW[row_R, column_R], self._step_B[row_R])
+        keys = Keys(0, 0, 0, 0)  # nothing is drawn at temperature 0
+        if self.params.temperature > 0:
+            places_R = self._place_BW[row_R, column_R]
+            keys = Keys(self._seed_B[row_R], self._sample_B[row_R], places_R, self._step_B[row_R])
         return candidates(logits_RV, self.params, keys, late=eos_ids if self.params.defer_eos else ())
 
     def _chosen(self, certainty_BW: Tensor, open_BW: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class CanvasRun:
         """Count the step of each row, and see whether its block is revealed."""
         left = None
         if self._pace.is_dynamic:
-            left = (self._masked_BW & (self._block_BW == self._active_B[:, None])).any(dim=1).tolist()
+            left = (self._masked_BW & self._in_block_BW).any(dim=1).tolist()
         for at, one in enumerate(self._progress):
             if not one.complete:
                 one.step, one.steps = one.step + 1, one.steps + 1
@@ -198,9 +200,10 @@ class CanvasRun:
             self._begin_blocks()
 
     def _begin_blocks(self) -> None:
-        self._active_B = self._host_tensor([one.block for one in self._progress])
+        block_B1 = self._host_tensor([one.block for one in self._progress])[:, None]
+        self._in_block_BW = self._block_BW == block_B1
         if self.params.canvas_mode == "semi_autoregressive_origin":
-            self._forward.show(self._block_BW <= self._active_B[:, None])
+            self._forward.show(self._block_BW <= block_B1)
         if isinstance(self._forward, CachedCanvas):
             one = self._progress[0]
             start = sum(one.sizes[: one.block])
