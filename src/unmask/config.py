@@ -114,7 +114,9 @@ def type_name(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(one) for one in arguments if one is not type(None)) + " or null"
     if origin is tuple:
-        return f"a list of {type_name(arguments[0])}"
+        if ... in arguments:
+            return f"a list of {type_name(arguments[0])}"
+        return f"[{', '.join(map(type_name, arguments))}]"
     names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
