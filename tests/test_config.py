@@ -111,7 +111,7 @@ def test_options_of_another_decoding_are_refused() -> None:
             SamplingParams(**options).resolved({}, decoding)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="needs confidence_threshold"):
         SamplingParams(unmasking="threshold").resolved({}, "canvas")
-    with pytest.raises(SettingsError, match="used by unmasking `threshold` only"):
+    with pytest.raises(SettingsError, match="used by unmasking `threshold` or `low_confidence_dynamic` only"):
         SamplingParams(confidence_threshold=0.5).resolved({}, "canvas")
     with pytest.raises(SettingsError, match="at most the places of a block"):
         SamplingParams(max_new_tokens=4, denoising_steps=5).resolved({}, "canvas")

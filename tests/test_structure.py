@@ -22,6 +22,7 @@ ROOMS = [
     "objectives",
     "decoding",
     "evaluation",
+    "outputs",
     "lm",
     "dialogue",
     "reports",

@@ -149,16 +149,17 @@ def block_causal(document_BL: Tensor, block_length: int) -> Layout:
     return _clean(document_BL, place, _block_end(place, block_length))
 
 
-def noisy_blocks(document_BL: Tensor, block_length: int) -> Layout:
+def noisy_blocks(document_BL: Tensor, block_length: int, *, copy: int = 0) -> Layout:
     """A noisy copy: each token sees its own noisy block and the clean tokens before that block."""
     place = document_positions(document_BL)
     block = place // block_length
-    return _noisy(document_BL, place, block * block_length - 1, block)
+    return _noisy(document_BL, place, block * block_length - 1, block + copy * document_BL.shape[1])
 
 
-def block_diffusion_training(document_BL: Tensor, block_length: int) -> Layout:
-    """[noisy | clean], 2L tokens (BD3-LM, SDAR)."""
-    return joined([noisy_blocks(document_BL, block_length), block_causal(document_BL, block_length)])
+def block_diffusion_training(document_BL: Tensor, block_length: int, *, copies: int = 1) -> Layout:
+    """[noisy | clean], 2L tokens (BD3-LM, SDAR); several noisy copies share the clean one and see no other copy."""
+    noisy = [noisy_blocks(document_BL, block_length, copy=copy) for copy in range(copies)]
+    return joined([*noisy, block_causal(document_BL, block_length)])
 
 
 def tidar_training(document_BL: Tensor, block_length: int) -> Layout:
@@ -192,10 +193,16 @@ def causal_step(start_B: Tensor, length: int) -> Layout:
     return _clean(torch.zeros_like(place), place, place)
 
 
-def block_step(start_B: Tensor, length: int, block_length: int) -> Layout:
-    """`length` new tokens, block-causal by absolute place: one block, a prefill, or a fused [block k | block k+1]."""
+def block_step(start_B: Tensor, length: int, block_length: int, *, lengths_B: Tensor | None = None) -> Layout:
+    """`length` new tokens, block-causal by absolute place: one block, a prefill, or a fused [block k | block k+1].
+
+    Rows that have fewer new tokens (`lengths_B`) are padded on the right.
+    """
     place = _places(start_B, length)
-    return _clean(torch.zeros_like(place), place, _block_end(place, block_length))
+    document = torch.zeros_like(place)
+    if lengths_B is not None:
+        document = torch.where(place < (start_B + lengths_B)[:, None], document, -1)
+    return _clean(document, place, _block_end(place, block_length))
 
 
 def tidar_prefill(lengths_B: Tensor, width: int, draft_length: int) -> Layout:

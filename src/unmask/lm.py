@@ -20,8 +20,9 @@ from torch import Tensor
 from unmask import attention
 from unmask.attention import Layout
 from unmask.decoding.autoregressive import AutoregressiveRun
+from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
-from unmask.decoding.step import FinishReason, Generated, Row, Run, Step, StopRule
+from unmask.decoding.step import Generated, Row, Run, Step, StopRule
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
@@ -30,6 +31,7 @@ from unmask.models.backbone import AttentionBackend, Backbone
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
 from unmask.models.tokenizers import decode
+from unmask.outputs import Output, Score
 from unmask.runs import locate, written_folder
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
@@ -37,61 +39,12 @@ from unmask.settings.evaluation import EvaluationSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DEFAULT_DECODING: dict[str, Decoding] = {"autoregressive": "autoregressive", "masked_diffusion": "canvas"}
-_RUNS = {"autoregressive": AutoregressiveRun, "canvas": CanvasRun}
-
-
-@dataclass(frozen=True)
-class Output:
-    """One generated text.
-
-    Attributes:
-        text: without special tokens, cut at the stop text; empty without a tokenizer.
-        token_ids: generated tokens, up to and including the stop token.
-        finish_reason: `stop` or `length`.
-        forwards: network evaluations that the text took.
-        commits: forwards among them whose only use was to fill the cache.
-        prompt: number of the prompt, from 0.
-        sample: number of the sample of that prompt, from 0.
-        revealed_at: with `trace`, the step that revealed each token, from 1.
-        confidence: with `trace`, the probability of each token when it was revealed.
-        infills: the text of each gap, for `infill`.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    forwards: int
-    commits: int
-    prompt: int
-    sample: int
-    revealed_at: tuple[int, ...] | None = None
-    confidence: tuple[float, ...] | None = None
-    infills: tuple[str, ...] = ()
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """Generated tokens for each network evaluation."""
-        return len(self.token_ids) / self.forwards
-
-
-@dataclass(frozen=True)
-class Score:
-    """The log-likelihood of one text.
-
-    Attributes:
-        log_likelihood: nats; a lower bound where `is_bound`.
-        stderr: standard error of it from the draws of the masks; 0 where exact.
-        tokens: tokens scored.
-        bytes: UTF-8 bytes that they stand for; 0 for token ids.
-        is_bound: False for autoregression, True for diffusion.
-    """
-
-    log_likelihood: float
-    stderr: float
-    tokens: int
-    bytes: int
-    is_bound: bool
+_DEFAULT_DECODING: dict[str, Decoding] = {
+    "autoregressive": "autoregressive",
+    "masked_diffusion": "canvas",
+    "block_diffusion": "blocks",
+}
+_RUNS = {"autoregressive": AutoregressiveRun, "canvas": CanvasRun, "blocks": BlockRun}
 
 
 class DiffusionLM:
@@ -242,12 +195,12 @@ class DiffusionLM:
     def logits(self, ids: Tensor | Sequence[Sequence[int]], *, layout: Layout | None = None) -> Tensor:
         """Raw logits, float [B, L, V], of token ids under a layout; the mask and unused ids are -inf.
 
-        The default layout is the method's own over one document per row: causal for autoregression, else bidirectional.
+        The default layout is the method's own over one document per row: causal for autoregression, block-causal for
+        block diffusion, bidirectional for masked diffusion.
         """
         ids_BL = torch.as_tensor(ids, device=self.backbone.device)
         if layout is None:
-            rule = attention.bidirectional if is_bound(self.backbone) else attention.causal
-            layout = rule(torch.zeros_like(ids_BL))
+            layout = self._layout(torch.zeros_like(ids_BL))
         mask = self.backbone.render(layout, layout)
         position_ids_BL = layout.position_ids.expand_as(ids_BL)
         return self.backbone.logits(self.backbone(ids_BL, position_ids_BL, mask))
@@ -255,15 +208,28 @@ class DiffusionLM:
     def resolved(self, params: SamplingParams) -> SamplingParams:
         """The parameters with every default filled in, checked against this model."""
         entry = self.backbone.diffusion
-        one = params.resolved(entry.decoding, _DEFAULT_DECODING.get(entry.method, "autoregressive"))
-        if one.decoding == "canvas" and entry.mask_token_id is None:
+        defaults = entry.decoding
+        if entry.method == "block_diffusion":
+            defaults = {"block_length": entry.block_length} | defaults
+        one = params.resolved(defaults, _DEFAULT_DECODING.get(entry.method, "autoregressive"))
+        if one.decoding != "autoregressive" and entry.mask_token_id is None:
             raise SettingsError(
-                f"canvas decoding needs a mask token, and this {entry.method} checkpoint has none. Use decoding "
-                "`autoregressive`, or train it with objective.method=masked_diffusion first."
+                f"{one.decoding} decoding needs a mask token, and this {entry.method} checkpoint has none. Use "
+                "decoding `autoregressive`, or train it with objective.method=masked_diffusion (or block_diffusion) "
+                "first."
             )
         if one.stop and self.tokenizer is None:
             raise SettingsError("stop texts need a tokenizer, and this checkpoint has none. Use stop_token_ids.")
         return one
+
+    def _layout(self, document_BL: Tensor) -> Layout:
+        """How this model sees clean text."""
+        entry = self.backbone.diffusion
+        if entry.method == "block_diffusion":
+            assert entry.block_length is not None
+            return attention.block_causal(document_BL, entry.block_length)
+        rule = attention.causal if entry.method == "autoregressive" else attention.bidirectional
+        return rule(document_BL)
 
     def _each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
@@ -321,6 +287,8 @@ class DiffusionLM:
             sample=job.row.sample,
             revealed_at=result.revealed_at if params.trace else None,
             confidence=result.confidence if params.trace else None,
+            log_probability=result.log_probability if params.trace else None,
+            entropy=result.entropy if params.trace else None,
             infills=infills,
         )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.decoding.candidates import Candidates, Keys, candidates, most_likely, sampled
+from unmask.decoding.candidates import Candidates, Keys, candidates, gumbel_maximum, most_likely, sampled
 from unmask.settings.decoding import SamplingParams
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, float("-inf"), 1.5], dtype=torch.float64)
@@ -24,7 +24,7 @@ def is_close(found: Tensor, law: Tensor) -> bool:
 def gumbel(logits_RV: Tensor, *, temperature: float, keys: Keys, **options: object) -> Candidates:
     """A canvas's candidates."""
     params = SamplingParams(temperature=temperature, **options).resolved({}, "canvas")  # type: ignore[arg-type]
-    return candidates(logits_RV, params, keys)
+    return candidates(logits_RV, params, keys, draw=gumbel_maximum)
 
 
 def keys(count: int = DRAWS) -> Keys:

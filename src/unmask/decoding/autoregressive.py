@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask import attention
-from unmask.decoding.candidates import Candidates, Keys, most_likely, sampled
+from unmask.decoding.candidates import Candidates, Keys, Surprise, most_likely, penalised, sampled, surprise
 from unmask.decoding.step import FinishReason, Generated, Row, Step, StopRule
 from unmask.models.backbone import Backbone
 from unmask.settings.decoding import SamplingParams
@@ -33,6 +33,9 @@ class AutoregressiveRun:
         self._cache = backbone.new_cache(len(rows))
         self._newest: Candidates | None = None
         self._pending: list[Candidates] = []
+        self._surprises: list[Surprise] = []
+        self._said: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
+        self._penalises = params.repetition_penalty not in (None, 1)
         self._tokens: list[list[int]] = [[] for _ in rows]
         self._confidence: list[list[float]] = [[] for _ in rows]
         self._results: dict[int, Generated] = {}
@@ -45,8 +48,13 @@ class AutoregressiveRun:
     def advance(self) -> None:
         """One forward: the prompts, then the newest token of each row."""
         hidden_BD = self._prefill() if self._newest is None else self._extend(self._newest.token_R[:, None])
-        self._newest = self._candidates(self.backbone.logits(hidden_BD))
+        logits_BV = self.backbone.logits(hidden_BD)
+        if self._penalises:
+            logits_BV = penalised(logits_BV, self._seen(logits_BV), self.params.repetition_penalty or 1.0)
+        self._newest = self._candidates(logits_BV)
         self._pending.append(self._newest)
+        if self.params.trace:
+            self._surprises.append(surprise(logits_BV, self._newest.token_R, self.params.temperature))
         self.forwards += 1
         if self.stop.is_active or self.forwards == self.params.max_new_tokens:
             self._collect()
@@ -76,6 +84,14 @@ class AutoregressiveRun:
         layout = attention.causal_step(self._cache.length_B, 1)
         return self.backbone.extend(ids_B1, layout, self._cache)[:, 0]
 
+    def _seen(self, logits_BV: Tensor) -> Tensor:
+        """The ids of each row's text so far, bool [B, V]."""
+        self._flush()
+        seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+        for at, number in enumerate(self._number_B):
+            seen_BV[at, [*self._rows[number].prompt, *self._tokens[number]]] = True
+        return seen_BV
+
     def _candidates(self, logits_BV: Tensor) -> Candidates:
         if self.params.temperature == 0:
             return most_likely(logits_BV)
@@ -96,7 +112,11 @@ class AutoregressiveRun:
         for number, tokens, confidence in zip(self._number_B, tokens_BS, confidence_BS, strict=True):
             self._tokens[number] += tokens
             self._confidence[number] += confidence
-        self._pending = []
+        for found in self._surprises:
+            for number, *said in zip(self._number_B, *(field.tolist() for field in found), strict=True):
+                for kept, one in zip(self._said[number], said, strict=True):
+                    kept.append(one)
+        self._pending, self._surprises = [], []
 
     def _collect(self) -> None:
         self._flush()
@@ -122,5 +142,7 @@ class AutoregressiveRun:
             commits=0,
             revealed_at=tuple(range(1, len(tokens) + 1)),
             confidence=tuple(self._confidence[number]),
+            log_probability=tuple(self._said[number][0]),
+            entropy=tuple(self._said[number][1]),
         )
         return True

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask import attention, noise
 from unmask.decoding import unmasking
-from unmask.decoding.candidates import Candidates, Keys, candidates
+from unmask.decoding.candidates import Candidates, Keys, Surprise, candidates, gumbel_maximum, surprise
 from unmask.decoding.canvas_forward import CachedCanvas, WholeCanvas
 from unmask.decoding.remasking import Chances, by_confidence, chances
 from unmask.decoding.step import Generated, Row, Step, StopRule
@@ -92,6 +92,8 @@ class CanvasRun:
         found = self._candidates(logits_RV, row_R, column_R)
         token_BW = self._canvas_BW.index_put((row_R, column_R), found.token_R)
         confidence_BW = self._confidence_BW.index_put((row_R, column_R), found.confidence_R.double())
+        if self.params.trace:
+            self._record(surprise(logits_RV, found.token_R, self.params.temperature), row_R, column_R)
         certainty_BW = torch.full_like(confidence_BW, -torch.inf).index_put_(
             (row_R, column_R), found.certainty_R.double()
         )
@@ -139,25 +141,18 @@ class CanvasRun:
         if self.params.temperature > 0:
             places_R = self._place_BW[row_R, column_R]
             keys = Keys(self._seed_B[row_R], self._sample_B[row_R], places_R, self._step_B[row_R])
-        return candidates(logits_RV, self.params, keys, late=eos_ids if self.params.defer_eos else ())
+        late = eos_ids if self.params.defer_eos else ()
+        return candidates(logits_RV, self.params, keys, draw=gumbel_maximum, late=late)
 
     def _chosen(self, certainty_BW: Tensor, open_BW: Tensor) -> Tensor:
         """The policy's choice among the masked places of the blocks."""
-        params = self.params
-        if params.unmasking == "threshold":
-            return unmasking.above_threshold(certainty_BW, open_BW, params.confidence_threshold or 0.0)
-        if params.unmasking == "factor":
-            return unmasking.by_factor(certainty_BW, open_BW, params.factor or 0.0)
-        if params.unmasking == "ancestral":
+        if self.params.unmasking == "ancestral":
             return unmasking.ancestral(self._uniform(), open_BW, self._rates(0))
-        if params.unmasking == "random":
-            certainty_BW = self._uniform()
-        elif params.reveal_temperature:
-            uniform_BW = self._uniform()
-            certainty_BW = unmasking.drawn_certainty(certainty_BW, uniform_BW, params.reveal_temperature)
-        quotas = [self._pace.quota(one) for one in self._progress]
-        quota = quotas[0] if len(set(quotas)) == 1 else torch.tensor(quotas, device=open_BW.device)
-        return unmasking.most_confident(certainty_BW, open_BW, quota)
+        quota: int | Tensor = 1
+        if self.params.unmasking not in DYNAMIC:
+            quotas = [self._pace.quota(one) for one in self._progress]
+            quota = quotas[0] if len(set(quotas)) == 1 else torch.tensor(quotas, device=open_BW.device)
+        return unmasking.chosen(self.params, certainty_BW, open_BW, quota, self._uniform)
 
     def _reopened(self, revealed_BW: Tensor) -> Tensor:
         """The revealed places of the blocks that ReMDM masks again."""
@@ -175,6 +170,11 @@ class CanvasRun:
         """One draw for each place: to be revealed where it is masked, to be masked again where it is not."""
         keys = (self._seed_B[:, None], self._sample_B[:, None], self._place_BW, self._step_B[:, None])
         return noise.uniform(Purpose.REVEAL, *keys)
+
+    def _record(self, surprise: Surprise, row_R: Tensor, column_R: Tensor) -> None:
+        """What the model says of the candidates; a place keeps the words of the step that revealed it."""
+        for kept_BW, said_R in zip((self._log_probability_BW, self._entropy_BW), surprise, strict=True):
+            kept_BW[row_R, column_R] = said_R
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -238,6 +238,8 @@ class CanvasRun:
             commits=0,
             revealed_at=tuple(self._revealed_at_BW[at, columns].tolist()),
             confidence=tuple(self._confidence_BW[at, columns].tolist()),
+            log_probability=tuple(self._log_probability_BW[at, columns].tolist()) if self.params.trace else (),
+            entropy=tuple(self._entropy_BW[at, columns].tolist()) if self.params.trace else (),
         )
         return True
 
@@ -263,6 +265,8 @@ class CanvasRun:
         self._block_BW = self._host_tensor(blocks)
         self._masked_BW = self._block_BW >= 0
         self._confidence_BW = torch.full(self._canvas_BW.shape, torch.nan, dtype=torch.float64, device=device)
+        self._log_probability_BW = torch.full_like(self._confidence_BW, torch.nan)
+        self._entropy_BW = torch.full_like(self._confidence_BW, torch.nan)
         self._revealed_at_BW = torch.zeros_like(self._canvas_BW)
         self._seed_B = self._host_tensor([row.seed for row in rows])
         self._sample_B = self._host_tensor([row.sample for row in rows])
@@ -271,11 +275,11 @@ class CanvasRun:
         document_BW = attention.documents(lengths_B, width, left=True)
         self._place_BW = torch.arange(width, device=device) - (width - lengths_B)[:, None]
         given_BW = (document_BW == 0) & ~self._masked_BW
-        scale, kind = self.params.cfg_scale or 0.0, self.params.cache or "none"
+        scale, kind = self.params.cfg_scale or 0.0, self.params.cache
         self._forward: WholeCanvas = (
-            WholeCanvas(self.backbone, document_BW, given_BW, cfg_scale=scale)
-            if kind == "none"
-            else CachedCanvas(self.backbone, document_BW, given_BW, cfg_scale=scale, kind=kind)
+            CachedCanvas(self.backbone, document_BW, given_BW, cfg_scale=scale, kind=kind)
+            if kind == "prefix" or kind == "dual"
+            else WholeCanvas(self.backbone, document_BW, given_BW, cfg_scale=scale)
         )
         self._begin_blocks()
 
@@ -288,7 +292,9 @@ class _Pace:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        self.is_dynamic = params.unmasking in DYNAMIC or (params.unmasking == "ancestral" and params.remask is None)
+        self.is_dynamic = params.unmasking in (*DYNAMIC, "low_confidence_dynamic") or (
+            params.unmasking == "ancestral" and params.remask is None
+        )
         self._counts = functools.cache(self._counts_of)
         self._chances = functools.cache(functools.partial(chances, params))
 

@@ -60,6 +60,8 @@ class Generated:
         commits: forwards among them whose only use was to fill the cache.
         revealed_at: number of the step that revealed each token, from 1.
         confidence: probability of each token when it was revealed.
+        log_probability: with `trace`, nats of each token then, in the tempered distribution before any filter.
+        entropy: with `trace`, nats of that distribution.
     """
 
     token_ids: tuple[int, ...]
@@ -68,6 +70,8 @@ class Generated:
     commits: int
     revealed_at: tuple[int, ...]
     confidence: tuple[float, ...]
+    log_probability: tuple[float, ...] = ()
+    entropy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

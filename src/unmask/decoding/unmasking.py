@@ -8,11 +8,12 @@ remain. Shapes: B rows, W places.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from unmask.settings.decoding import RevealSchedule
+from unmask.settings.decoding import DynamicFallback, EntropyRule, RevealSchedule, SamplingParams
 
 DREAM_EPSILON = 1e-3
 
@@ -31,6 +32,35 @@ def above_threshold(confidence_BW: Tensor, masked_BW: Tensor, threshold: float) 
     return most_confident(confidence_BW, masked_BW, 1) | ((confidence_BW >= threshold) & masked_BW)
 
 
+def confident_enough(
+    confidence_BW: Tensor, masked_BW: Tensor, threshold: float, quota: int | Tensor, fallback: DynamicFallback
+) -> Tensor:
+    """Every masked place above the threshold if they are `quota` or more, else the fallback's `quota` (SDAR)."""
+    found_BW = masked_BW & (confidence_BW > threshold)
+    quota_B1 = quota[:, None] if isinstance(quota, Tensor) else quota
+    share_BW = most_confident(confidence_BW, masked_BW, quota) if fallback == "topk" else leftmost(masked_BW, quota)
+    return torch.where(found_BW.sum(dim=1, keepdim=True) >= quota_B1, found_BW, share_BW)
+
+
+def leftmost(masked_BW: Tensor, quota: int | Tensor) -> Tensor:
+    """The first `quota` masked places of each row."""
+    quota_B1 = quota[:, None] if isinstance(quota, Tensor) else quota
+    return masked_BW & (masked_BW.cumsum(dim=1) <= quota_B1)
+
+
+def by_entropy(entropy_BW: Tensor, masked_BW: Tensor, bound: float, rule: EntropyRule) -> Tensor:
+    """The masked places of least entropy whose joint error is bounded, and always one (Ben-Hamu et al., 2505.24857).
+
+    `paper`: the entropies of all but the largest sum to at most the bound. `jetengine`: all of them to less than it.
+    """
+    rank_BW = _rank(-entropy_BW, masked_BW)
+    sorted_BW = torch.full_like(entropy_BW, torch.inf)
+    sorted_BW.scatter_(1, rank_BW, torch.where(masked_BW, entropy_BW, torch.inf))
+    sum_BW = sorted_BW.cumsum(dim=1)
+    passes_BW = sum_BW - sorted_BW <= bound if rule == "paper" else sum_BW < bound
+    return masked_BW & (rank_BW < passes_BW.sum(dim=1, keepdim=True).clamp(min=1))
+
+
 def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float) -> Tensor:
     """The n most confident places for the largest n whose n-th is at least 1 - factor / (n + 1), and always one.
 
@@ -40,6 +70,41 @@ def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float) -> Tensor
     passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1))
     accepted_B1 = (number_BW * passes_BW).amax(dim=1, keepdim=True).clamp(min=1)
     return masked_BW & (number_BW <= accepted_B1)
+
+
+def chosen(
+    params: SamplingParams,
+    certainty_BW: Tensor,
+    masked_BW: Tensor,
+    quota: int | Tensor,
+    uniform: Callable[[], Tensor],
+) -> Tensor:
+    """The places that `params.unmasking` reveals, for every policy but `ancestral`; bool [B, W].
+
+    Args:
+        params: the policy and its options.
+        certainty_BW: what it ranks by: probability, margin or negative entropy.
+        masked_BW: the places to choose from.
+        quota: a step's share of places, of each row (int64 [B]) or of all; for the policies that have a pace.
+        uniform: one draw for each place, where chance decides.
+    """
+    policy = params.unmasking
+    if policy == "threshold":
+        return above_threshold(certainty_BW, masked_BW, params.confidence_threshold or 0.0)
+    if policy == "low_confidence_dynamic":
+        threshold, fallback = params.confidence_threshold or 0.0, params.dynamic_fallback or "topk"
+        return confident_enough(certainty_BW, masked_BW, threshold, quota, fallback)
+    if policy == "factor":
+        return by_factor(certainty_BW, masked_BW, params.factor or 0.0)
+    if policy == "entropy_bound":
+        return by_entropy(-certainty_BW, masked_BW, params.entropy_bound or 0.0, params.entropy_rule or "paper")
+    if policy == "sequential":
+        return leftmost(masked_BW, quota)
+    if policy == "random":
+        return most_confident(uniform(), masked_BW, quota)
+    if params.reveal_temperature:
+        certainty_BW = drawn_certainty(certainty_BW, uniform(), params.reveal_temperature)
+    return most_confident(certainty_BW, masked_BW, quota)
 
 
 def ancestral(uniform_BW: Tensor, masked_BW: Tensor, chance: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Likelihood of text: exact for autoregression, a bound with its standard error for diffusion.
 
 In: clean batches. Out: nats of each row. The diffusion bound averages LLaDA's count estimator (arXiv 2502.09992,
-equation 6): m of n tokens are masked, weight n/m, m uniform. The counts of a row are stratified by one shared offset,
-so every row's estimate is unbiased, and no rounding favours some counts. It never depends on the training weights,
-and is an upper bound on the negative log-likelihood: a perplexity made of it is a bound as well.
+equation 6): m of n tokens are masked, weight n/m, m uniform; block diffusion does so in each block (see
+`block_likelihood`). The counts of a row are stratified by one shared offset, so every row's estimate is unbiased, and
+no rounding favours some counts. It never depends on the training weights, and is an upper bound on the negative
+log-likelihood: a perplexity made of it is a bound as well.
 Shapes: B rows, K masked versions of each.
 """
 
@@ -25,6 +26,7 @@ from unmask.data.batch import Batch
 from unmask.data.rows import Rows
 from unmask.diffusion.corruption import corrupt
 from unmask.errors import PromptError
+from unmask.evaluation.block_likelihood import block_nats
 from unmask.evaluation.masks import systematic_stderr
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
@@ -115,8 +117,9 @@ def summed(rows: RowNats, bound: bool) -> Likelihood:
 
 
 def is_bound(backbone: Backbone) -> bool:
-    """Whether this model's likelihood is only bounded."""
-    return backbone.diffusion.method != "autoregressive"
+    """Whether this model's likelihood is only bounded; blocks of one token are predicted by the chain rule."""
+    entry = backbone.diffusion
+    return entry.method != "autoregressive" and not (entry.method == "block_diffusion" and entry.block_length == 1)
 
 
 @torch.inference_mode()
@@ -134,6 +137,9 @@ def row_nats(
     losses = losses or functools.partial(_losses, backbone)
     if backbone.training:
         raise PromptError("The model is in training mode, where dropout would blur its likelihood. Call .eval() first.")
+    if backbone.diffusion.method == "block_diffusion":
+        options = {"masks": settings.masks_per_sequence, "batch_size": settings.batch_size, "seed": settings.seed}
+        return RowNats(*block_nats(backbone, batch, losses, **options), *_scored(batch))
     if is_bound(backbone):
         return _elbo(backbone, batch, settings, losses)
     batch = autoregressive.predictable(batch)
@@ -165,7 +171,8 @@ def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses
 
 
 def _scored(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Tokens and bytes of each row's text that are scored; to end it costs nats as well, but is no text."""
+    """Tokens and bytes of each row's text that are scored; what fills a row up is no text, whether it costs nats
+    (masked diffusion, where the answer's length is part of it) or not (block diffusion)."""
     text_BL = batch.supervised_BL if batch.fill_BL is None else batch.supervised_BL & ~batch.fill_BL
     tokens_B = text_BL.sum(dim=1)
     if batch.bytes_BL is None:

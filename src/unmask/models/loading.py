@@ -29,7 +29,7 @@ from unmask.models.source import Source, read_source, weights_of
 from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
-from unmask.settings.model import DiffusionConfig, ModelSettings
+from unmask.settings.model import DEFAULT_BLOCK_LENGTH, DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -182,10 +182,18 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
             logit_shift=shift and settings.method != "autoregressive",
             schedule=settings.schedule,
             schedule_power=settings.schedule_power,
-            block_length=settings.block_length,
+            block_length=_block_length(entry, settings),
         )
     )
     return checkpoint
+
+
+def _block_length(entry: DiffusionConfig, settings: ObjectiveSettings) -> int | None:
+    """The block length at the end of training: the settings' last one, else the checkpoint's."""
+    if settings.method != "block_diffusion":
+        return None
+    lengths = settings.block_lengths or (entry.block_length or DEFAULT_BLOCK_LENGTH,)
+    return lengths[-1]
 
 
 def save(

@@ -12,6 +12,8 @@ from unmask.settings.checks import at_least, in_range, is_true
 Method = Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"]
 ScheduleName = Literal["linear", "cosine", "cosine_squared", "polynomial"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+DEFAULT_BLOCK_LENGTH = 4
+"""Of a model that becomes a block-diffusion model, and of published SDAR checkpoints that do not say theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

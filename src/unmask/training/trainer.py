@@ -86,7 +86,7 @@ class Trainer:
         self.backbone = checkpoint.backbone
         self.total = total_steps(recipe, text.train)
         self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
-        self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed)
+        self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self._signal: int | None = None
         self._prepare_network(resume)
         self._prepare_optimizer(resume)
@@ -121,7 +121,7 @@ class Trainer:
         for number, (batch, example) in enumerate(zip(batches, examples, strict=True)):
             sum_T += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
         norm = self._clipped_norm()
-        tokens = sum(int((example.layout.document >= 0).sum()) for example in examples)
+        tokens = sum(int((batch.document_BL >= 0).sum()) for batch in batches)
         counts = torch.tensor([tokens, self._signal is not None], dtype=torch.float64, device=device)
         shared = summed(torch.cat([sum_T, counts]), self.accelerator)
         terms = (shared[:-2] / denominator_T).tolist()
@@ -304,7 +304,7 @@ class Trainer:
             if probability > 0:
                 self.dropouts.append(kind(self.backbone.decoder, probability, seed=self.recipe.seed))
         if settings.compile:
-            self.backbone.decoder.compile()
+            self.backbone.compile_layers()
 
     def _prepare_optimizer(self, resume: Path | None) -> None:
         module = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows).train()

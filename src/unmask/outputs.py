@@ -1,0 +1,64 @@
+"""What `DiffusionLM` returns: generated texts and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unmask.decoding.step import FinishReason
+
+
+@dataclass(frozen=True)
+class Output:
+    """One generated text.
+
+    Attributes:
+        text: without special tokens, cut at the stop text; empty without a tokenizer.
+        token_ids: generated tokens, up to and including the stop token.
+        finish_reason: `stop` or `length`.
+        forwards: network evaluations that the text took.
+        commits: forwards among them whose only use was to fill the cache.
+        prompt: number of the prompt, from 0.
+        sample: number of the sample of that prompt, from 0.
+        revealed_at: with `trace`, the step that revealed each token, from 1.
+        confidence: with `trace`, the probability of each token when it was revealed.
+        log_probability: with `trace`, its nats then, in the tempered distribution before any filter.
+        entropy: with `trace`, the nats of that distribution.
+        infills: the text of each gap, for `infill`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    forwards: int
+    commits: int
+    prompt: int
+    sample: int
+    revealed_at: tuple[int, ...] | None = None
+    confidence: tuple[float, ...] | None = None
+    log_probability: tuple[float, ...] | None = None
+    entropy: tuple[float, ...] | None = None
+    infills: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Generated tokens for each network evaluation."""
+        return len(self.token_ids) / self.forwards
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-likelihood of one text.
+
+    Attributes:
+        log_likelihood: nats; a lower bound where `is_bound`.
+        stderr: standard error of it from the draws of the masks; 0 where exact.
+        tokens: tokens scored.
+        bytes: UTF-8 bytes that they stand for; 0 for token ids.
+        is_bound: False for autoregression, True for diffusion.
+    """
+
+    log_likelihood: float
+    stderr: float
+    tokens: int
+    bytes: int
+    is_bound: bool
