@@ -3,7 +3,8 @@
 Full logits, a dense 4-D mask through the stock SDPA path (without a mask the stock class is causal), PyTorch's AdamW
 and gradient clipping as they come. Training is LLaDA's loss (arXiv 2502.09992, equation 3), decoding its published
 fixed-length sampler (`generate.py`) with one block, at temperature 0, in the order of its own operations; with a cache,
-Fast-dLLM's samplers (arXiv 2505.22618) over blocks, on the stock cache.
+Fast-dLLM's samplers (arXiv 2505.22618) over blocks, on the stock cache. Block diffusion is trained on [noisy | clean]
+(BD3-LM, arXiv 2503.09573) and decoded with SDAR's sampler (arXiv 2510.06303).
 Shapes: B rows, L length, P prompt, Q window, V vocabulary.
 """
 
@@ -106,6 +107,42 @@ def decode_cached(
             block = logits_BQV[:, :block_length]
             reveal_best(canvas_BL[:, start:stop], block, slice(0, block_length), mask_token_id)
     return Decoded(canvas_BL[:, prompt:], new_tokens)
+
+
+@torch.no_grad()
+def decode_blocks(
+    network: PreTrainedModel, prompt_BP: Tensor, *, new_tokens: int, mask_token_id: int, block_length: int
+) -> Decoded:
+    """SDAR's sampler with one place per forward: blocks behind the stock cache, each written by a forward of its own."""
+    batch, prompt = prompt_BP.shape
+    text_BL = torch.full((batch, prompt + new_tokens), mask_token_id)
+    text_BL[:, :prompt] = prompt_BP
+    kept, forwards = DynamicCache(), 0
+    number_L = torch.arange(prompt + new_tokens) // block_length
+
+    def evaluate(start: int, stop: int) -> Tensor:
+        mask = (number_L[None, :stop] <= number_L[start:stop, None]).expand(batch, 1, -1, -1)
+        positions_BQ = torch.arange(start, stop).expand(batch, -1)
+        return network(
+            input_ids=text_BL[:, start:stop],
+            attention_mask=mask,
+            position_ids=positions_BQ,
+            past_key_values=kept,
+            use_cache=True,
+        ).logits
+
+    evaluate(0, prompt)
+    for start in range(prompt, prompt + new_tokens, block_length):
+        stop = start + block_length
+        for _step in range(block_length):
+            logits_BQV = evaluate(start, stop)
+            kept.crop(-block_length)
+            reveal_best(text_BL[:, start:stop], logits_BQV, slice(0, block_length), mask_token_id)
+            forwards += 1
+        if stop < prompt + new_tokens:
+            evaluate(start, stop)
+            forwards += 1
+    return Decoded(text_BL[:, prompt:], forwards + 1)
 
 
 def reveal_best(canvas_BL: Tensor, logits_BLV: Tensor, block: slice, mask_token_id: int) -> None:

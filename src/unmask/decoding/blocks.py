@@ -100,7 +100,8 @@ class BlockRun:
         if row in self._results:
             return self._step_of(self._results[row])
         at, one = next((at, one) for at, one in enumerate(self._progress) if one.number == row)
-        columns = slice(one.prompt, min(one.start + self._length, one.end))
+        # A block that is still to be evaluated is not shown.
+        columns = slice(one.prompt, min(one.start + (self._length if one.step else 0), one.end))
         hidden = self._masked_BW[at, columns].tolist()
         newest = (self._revealed_at_BW[at, columns] == one.steps).nonzero()[:, 0].tolist() if one.steps else []
         tokens, confidence = self._text_BW[at, columns].tolist(), self._confidence_BW[at, columns].tolist()
