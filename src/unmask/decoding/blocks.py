@@ -21,7 +21,7 @@ from unmask import attention, noise
 from unmask.decoding import unmasking
 from unmask.decoding.candidates import Candidates, Keys, candidates, inverse_cdf, likeliest, penalised, surprise
 from unmask.decoding.step import Generated, Row, Step, StopRule
-from unmask.models.backbone import Backbone
+from unmask.models.backbone import Backbone, Mask
 from unmask.noise import Purpose
 from unmask.settings.decoding import DYNAMIC, SamplingParams
 
@@ -67,6 +67,9 @@ class BlockRun:
         rows: what to generate.
         params: resolved for block decoding.
         stop: what ends an output early.
+
+    Where all rows are at one block its keys are stored from its first step on and replaced at each; `_stored` says
+    which places these are, and `_seen` what its tokens see.
     """
 
     def __init__(self, backbone: Backbone, rows: Sequence[Row], params: SamplingParams, stop: StopRule) -> None:
@@ -75,6 +78,7 @@ class BlockRun:
         self._steps = params.denoising_steps or self._length
         self._quotas = unmasking.reveal_counts("linear", self._length, self._steps)
         self._num_rows = len(rows)
+        self._is_cached = params.cache == "exact"
         self._results: dict[int, Generated] = {}
         self._build(rows)
 
@@ -85,7 +89,7 @@ class BlockRun:
     @torch.inference_mode()
     def advance(self) -> None:
         """One forward: a step of each row's block, or, without fused commit, the keys of the one before it."""
-        commits_apart = self.params.cache == "exact" and not self.params.fused_commit
+        commits_apart = self._is_cached and not self.params.fused_commit
         reads = [one.committed == one.start or not commits_apart for one in self._progress]
         row_R, column_R = self._open(reads)
         hidden_RD = self._forward(reads, row_R, column_R)
@@ -132,24 +136,52 @@ class BlockRun:
 
         A row evaluates what is to be committed and, if it is read, its block behind that.
         """
-        cached = self.params.cache == "exact"
-        begins = [one.committed if cached else 0 for one in self._progress]
+        begins = [one.committed if self._is_cached else 0 for one in self._progress]
         stops = [one.start + self._length * is_read for one, is_read in zip(self._progress, reads, strict=True)]
-        lengths = [stop - begin for begin, stop in zip(begins, stops, strict=True)]
-        begin_B, width = self._host_tensor(begins), max(lengths)
+        spans = [slice(begin, stop) for begin, stop in zip(begins, stops, strict=True)]
+        width = max(stop - begin for begin, stop in zip(begins, stops, strict=True))
+        begin_B = self._host_tensor(begins)
+        read_R = row_R * width + column_R - begin_B[row_R]
+        if all(reads) and all(span == self._stored for span in spans):
+            hidden_BQD = self._evaluate_again(begin_B, read_R)
+        else:
+            hidden_BQD = self._evaluate(spans, begin_B, width, read_R, are_read=all(reads))
+        return hidden_BQD.flatten(0, 1)[read_R]
+
+    def _evaluate(
+        self, spans: Sequence[slice], begin_B: Tensor, width: int, read_R: Tensor, *, are_read: bool
+    ) -> Tensor:
+        """Hidden states [B, Q, D] of these places of each row, whose keys are written as far as they are final."""
+        lengths = [span.stop - span.start for span in spans]
         lengths_B = None if min(lengths) == width else self._host_tensor(lengths)
         layout = attention.block_step(begin_B, width, self._length, lengths_B=lengths_B)
         ids_BQ = self._text_BW.gather(1, layout.position_ids.clamp(max=self._text_BW.shape[1] - 1))
-        read_R = row_R * width + column_R - begin_B[row_R]
-        if not cached:
+        if not self._is_cached:
             mask = self.backbone.render(layout, layout)
-            hidden_BQD = self.backbone(ids_BQ, layout.position_ids, mask, read_R=read_R)
-            return hidden_BQD.flatten(0, 1)[read_R]
+            return self.backbone(ids_BQ, layout.position_ids, mask, read_R=read_R)
+        if self._stored is not None:
+            self._cache.drop(self._length)
+            self._stored = None
         mask = self.backbone.render(layout, self._cache.begin(layout))
         hidden_BQD = self.backbone(ids_BQ, layout.position_ids, mask, cache=self._cache, read_R=read_R)
-        kept = [one.start - begin for one, begin in zip(self._progress, begins, strict=True)]
-        self._cache.keep(kept[0] if len(set(kept)) == 1 else self._host_tensor(kept))
-        return hidden_BQD.flatten(0, 1)[read_R]
+        if are_read and not self._cache.is_ragged and all(span == spans[0] for span in spans):
+            self._stored = slice(spans[0].stop - self._length, spans[0].stop)
+            self._cache.keep()
+        else:
+            kept = [one.start - span.start for one, span in zip(self._progress, spans, strict=True)]
+            self._cache.keep(kept[0] if len(set(kept)) == 1 else self._host_tensor(kept))
+        return hidden_BQD
+
+    def _evaluate_again(self, begin_B: Tensor, read_R: Tensor) -> Tensor:
+        """Hidden states of the block whose keys are stored, in every row; they are replaced by those of now."""
+        assert self._stored is not None
+        keys = self._cache.rewrite(self._stored.start, self._length)
+        if self._seen is None:
+            layout = attention.block_step(begin_B, self._length, self._length)
+            self._seen = layout.position_ids, self.backbone.render(layout, keys)
+        position_ids_BK, mask = self._seen
+        ids_BK = self._text_BW[:, self._stored]
+        return self.backbone(ids_BK, position_ids_BK, mask, cache=self._cache, read_R=read_R)
 
     def _reveal(self, hidden_RD: Tensor, row_R: Tensor, column_R: Tensor) -> None:
         """Draw candidates for the open places and write those that the policy chooses."""
@@ -280,6 +312,7 @@ class BlockRun:
             self._cache.select(index_B)
 
     def _place_blocks(self) -> None:
+        self._seen = None
         starts_B1 = self._host_tensor([one.start for one in self._progress])[:, None]
         self._block_BK = starts_B1 + torch.arange(self._length, device=starts_B1.device)
 
@@ -307,6 +340,8 @@ class BlockRun:
         self._step_B = torch.zeros_like(self._seed_B)
         self._edited_B = torch.zeros_like(self._seed_B, dtype=torch.bool)
         self._cache = self.backbone.new_cache(len(rows), capacity=width + length)
+        self._stored: slice | None = None
+        self._seen: tuple[Tensor, Mask] | None = None
         self._place_blocks()
 
     def _host_tensor(self, values: Sequence[object]) -> Tensor:

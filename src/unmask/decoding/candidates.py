@@ -115,9 +115,9 @@ def penalised(logits_RV: Tensor, seen_RV: Tensor, penalty: float) -> Tensor:
 def most_likely(logits_RV: Tensor) -> Candidates:
     """The argmax and its probability."""
     logits_RV = _wide(logits_RV)
-    best_R1, token_R1 = logits_RV.max(dim=-1, keepdim=True)
-    token_R, confidence_R = token_R1[:, 0], (logits_RV - best_R1).exp_().sum(dim=-1).reciprocal_()
-    return Candidates(token_R, confidence_R, confidence_R)
+    token_R1 = logits_RV.argmax(dim=-1, keepdim=True)
+    confidence_R = logits_RV.softmax(dim=-1).gather(1, token_R1)[:, 0]
+    return Candidates(token_R1[:, 0], confidence_R, confidence_R)
 
 
 def gumbel_maximum(logits_RV: Tensor, keys: Keys) -> Tensor:

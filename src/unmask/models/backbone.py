@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         # A stock embedding never trains its padding row, which is often the end-of-text token as well.
         network.get_input_embeddings().padding_idx = None  # type: ignore[union-attr]
         hook_last_mlp(self.decoder)
+        self._last_rotation: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
         self.configure(diffusion)
 
     def configure(self, diffusion: DiffusionConfig) -> None:
@@ -117,7 +118,7 @@ class Backbone(nn.Module):
         reading = {} if read_R is None else {KEYWORD: read_R}
         decoder: Any = self.decoder
         hidden_BLD = decoder.embed_tokens(ids_BL)
-        rotation = decoder.rotary_emb(hidden_BLD, position_ids_BL)
+        rotation = self._rotation(hidden_BLD, position_ids_BL)
         # Layer by layer: the stock loop draws masks of its own first, up to 8 % of the time of a small forward.
         for layer in decoder.layers:
             hidden_BLD = layer(
@@ -130,6 +131,16 @@ class Backbone(nn.Module):
                 **reading,
             )
         return decoder.norm(hidden_BLD)
+
+    def _rotation(self, hidden_BLD: Tensor, position_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions; in decoding, steps that pass the same tensor share them."""
+        if not torch.is_inference_mode_enabled():
+            return self.decoder.rotary_emb(hidden_BLD, position_ids_BL)  # type: ignore[operator]
+        known = self._last_rotation
+        if known is None or known[0] is not position_ids_BL or known[1][0].dtype != hidden_BLD.dtype:
+            rotation = self.decoder.rotary_emb(hidden_BLD, position_ids_BL)  # type: ignore[operator]
+            self._last_rotation = known = (position_ids_BL, rotation)
+        return known[1]
 
     def extend(self, ids_BQ: Tensor, layout: Layout, cache: KVCache, *, keep: int | Tensor | None = None) -> Tensor:
         """Hidden states of new tokens behind a cache, of which the first `keep` of each row are stored (None: all)."""

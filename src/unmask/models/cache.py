@@ -31,6 +31,7 @@ class KVCache(Cache):
     Attributes:
         span: the slots that the running forward fills in every row; None where rows are ragged or shapes static.
         visible: how many slots the running forward sees.
+        is_ragged: whether rows hold different numbers of tokens.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class KVCache(Cache):
         self.span: slice | None = None
         self.visible = 0
         self._longest = 0
-        self._ragged = False
+        self.is_ragged = False
         self._new = 0
         self._stored = _empty(batch, capacity, device)
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
@@ -63,7 +64,7 @@ class KVCache(Cache):
         self.write_BQ = self.length_B[:, None] + torch.arange(self._new, device=self.length_B.device)
         for slots, field in zip(self._stored.fields, new.fields, strict=True):
             slots.scatter_(1, self.write_BQ, field.expand(batch, -1))
-        self.span = None if self.static or self._ragged else slice(self._longest, needed)
+        self.span = None if self.static or self.is_ragged else slice(self._longest, needed)
         self.visible = self.capacity if self.static else needed
         return self._stored.columns(0, self.visible)
 
@@ -74,7 +75,7 @@ class KVCache(Cache):
         bidirectional models, whose keys depend on all tokens: what is not rewritten is stale.
         """
         self._forget_unfinished()
-        assert not self.static and not self._ragged and start >= 0 and start + length <= self._longest
+        assert not self.static and not self.is_ragged and start >= 0 and start + length <= self._longest
         self.span, self.visible = slice(start, start + length), self._longest
         return self._stored.columns(0, self.visible)
 
@@ -88,13 +89,23 @@ class KVCache(Cache):
             self._longest += count
         else:
             self.length_B = self.length_B + count
-            self._longest = int(self.length_B.max())
-            self._ragged = True
+            shortest, self._longest = torch.stack(self.length_B.aminmax()).tolist()
+            self.is_ragged = shortest < self._longest
         given_up = self.write_BQ >= self.length_B[:, None]
         position, block = self._stored.position, self._stored.block
         position.scatter_(1, self.write_BQ, position.gather(1, self.write_BQ).masked_fill(given_up, HIDDEN))
         block.scatter_(1, self.write_BQ, block.gather(1, self.write_BQ).masked_fill(given_up, -1))
         self._new = 0
+
+    def drop(self, count: int) -> None:
+        """Give up the last `count` tokens of every row, all of one length."""
+        self._forget_unfinished()
+        assert not self.is_ragged and 0 <= count <= self._longest
+        self.length_B = self.length_B - count
+        self._longest -= count
+        given_up = slice(self._longest, self._longest + count)
+        self._stored.position[:, given_up] = HIDDEN
+        self._stored.block[:, given_up] = -1
 
     def select(self, index_B: Tensor) -> None:
         """Keep only the chosen rows, in the order of the index (int64), which may repeat them."""
