@@ -43,7 +43,7 @@ def rotated(x_LE: Tensor, theta: float) -> Tensor:
 def attention(
     q_LD: Tensor, k_LK: Tensor, v_LK: Tensor, heads: int, kv_heads: int, theta: float, sees: Mask | None = None
 ) -> Tensor:
-    """Place q sees place k where `sees[q][k]`, by default everywhere; `heads / kv_heads` query heads share a key head."""
+    """Place q sees place k where `sees[q][k]`, by default all; `heads / kv_heads` query heads share a key head."""
     hidden_LL = torch.zeros(len(q_LD), len(q_LD), dtype=torch.bool) if sees is None else ~torch.tensor(sees)
     width = q_LD.shape[1] // heads
     outputs = []

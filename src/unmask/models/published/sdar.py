@@ -1,4 +1,4 @@
-"""SDAR (arXiv 2510.06303): `SDARForCausalLM` is `Qwen3ForCausalLM` and `SDARMoeForCausalLM` is Qwen3-MoE, seen in blocks.
+"""SDAR (arXiv 2510.06303): `SDARForCausalLM` is `Qwen3ForCausalLM` seen in blocks, `SDARMoeForCausalLM` Qwen3-MoE.
 
 Covered: SDAR-1.7B, -4B and -8B-Chat, SDAR-30B-A3B-Chat and -Sci, in every block length. They continue Qwen3, whose
 tensors, names and tokenizer they keep; the prediction for a token stands in its own place. The first published
