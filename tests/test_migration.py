@@ -24,11 +24,18 @@ from unmask.settings.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SPAN = re.compile(r"`([^`]+)`")
+RECIPE_KEY = re.compile(r"[\w.]+=")
 SYSTEMS = {
     "generate` of LLaDA": "llada",
     "generate` of Fast-dLLM": "fast_dllm",
     "diffusion_generate` of Dream": "dream",
+    "block_diffusion_generate` of SDAR": "sdar",
+    "SamplingParams` of JetEngine": "jetengine",
+    "Block decoding of LMDeploy": "lmdeploy",
+    "generate` of the LLaDA2 models": "llada2",
 }
+BLOCKS = ("SDAR", "JetEngine", "LMDeploy", "SGLang", "LLaDA2")
+"""Originals whose sampling options are those of block decoding."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,11 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif ours.startswith("SamplingParams("):
         given = keywords(ours.removeprefix("SamplingParams(").removesuffix(")"))
         assert given
-        params = SamplingParams(**given).resolved({}, "canvas")
-        theirs = options(row)
+        params, theirs = SamplingParams(**given), options(row)
         if theirs is not None:
-            params = from_original(theirs[0], **theirs[1]).resolved({}, "canvas")  # type: ignore[arg-type]
+            params = from_original(theirs[0], **theirs[1])  # type: ignore[arg-type]
+        in_blocks = any(name in row.section for name in BLOCKS)
+        params = params.resolved({"block_length": 4}, "blocks") if in_blocks else params.resolved({}, "canvas")
         assert {name: getattr(params, name) for name in given} == given
     elif ours.startswith("AnswerSettings("):
         given = keywords(ours.removeprefix("AnswerSettings(").removesuffix(")"))
@@ -118,7 +126,9 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(owner, name)
     elif "=" in ours:
         group = ours.partition(".")[0]
-        config.load(PipelineRecipe if group in ("pretraining", "sft", "inference") else Recipe, overrides=[ours])
+        # Keys that belong together stand in one row, e.g. those of one method.
+        together = [span for span in SPAN.findall(row.ours) if RECIPE_KEY.match(span)]
+        config.load(PipelineRecipe if group in ("pretraining", "sft", "inference") else Recipe, overrides=together)
     else:
         assert (ROOT / ours).is_file(), ours
 
@@ -147,14 +157,23 @@ def test_rows_are_unique() -> None:
     assert [name for name in names if names.count(name) > 1] == []
 
 
-@pytest.fixture(scope="module")
-def description() -> str:
-    """The original's README."""
+def described(name: str) -> str:
+    """The README of an original."""
     data = Path(os.environ.get("UNMASK_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    file = data.parent / "systems" / "llada-training.md"
+    file = data.parent / "systems" / name
     if not file.is_file():
         pytest.skip(f"there is no description of the original at {file}; set UNMASK_SHARED_DATA")
     return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def description() -> str:
+    return described("llada-training.md")
+
+
+@pytest.fixture(scope="module")
+def sdar() -> str:
+    return described("sdar.md")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -196,3 +215,65 @@ def test_every_file_of_the_original_has_a_row(description: str) -> None:
     assert len(tree) == 7 and len(paths) >= 5
     assert [name for name in sorted(tree | paths) if not has_row("Files", name)] == []
     assert has_row("Files", "GUIDELINES.md")
+
+
+# --- SDAR -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_flag_of_sdars_generate_has_a_row(sdar: str) -> None:
+    (command,) = re.findall(r"python generate\.py([^`]*)```", sdar.replace("\\\n", " "))
+    flags = re.findall(r"--\w+", command)
+    assert len(flags) == 9
+    strategies = re.findall(r"^- \*\*`(\w+)`\*\*", sdar, flags=re.MULTILINE)
+    assert len(strategies) == 4
+    wanted = [*flags, *(f"--remasking_strategy {name}" for name in strategies)]
+    assert [flag for flag in wanted if not has_row("Command line of `generate.py`", flag)] == []
+
+
+def test_every_argument_of_sdars_engines_has_a_row(sdar: str) -> None:
+    places = {
+        "LLM": "`LLM` of JetEngine",
+        "SamplingParams": "`SamplingParams` of JetEngine",
+        "PytorchEngineConfig": "of LMDeploy",
+        "GenerationConfig": "of LMDeploy",
+    }
+    calls = [
+        node
+        for block in blocks(sdar, "python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in places
+    ]
+    wanted = [(places[call.func.id], str(one.arg)) for call in calls for one in call.keywords]  # type: ignore[attr-defined]
+    assert len(wanted) == 18
+    spelled = [f"{row.section}: {row.original}" for row in ROWS]
+    missing = [
+        name
+        for section, name in wanted
+        if not any(section in line and re.search(rf"\b{name}=", line) for line in spelled)
+    ]
+    assert missing == []
+
+
+def test_every_command_of_sdar_has_a_row(sdar: str) -> None:
+    code = "\n".join(blocks(sdar, "bash")).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in code.splitlines()]
+    commands = [line for line in lines if line and not line.startswith(("cd ", "conda activate", "python generate.py"))]
+    assert len(commands) == 12
+    (launch,) = [one for one in commands if one.startswith("torchrun")]
+    wanted = [f"torchrun {flag}" for flag in re.findall(r"--\w+", launch)]
+    wanted += [re.sub(r"examples/\S*/", "", one) for one in commands if one != launch]
+    assert [one for one in wanted if not has_row("Commands of SDAR", one)] == []
+
+
+def test_every_key_of_sdars_recipe_has_a_row(sdar: str) -> None:
+    keys = [key for block in blocks(sdar, "yaml") for key in yaml.safe_load(block)]
+    assert len(keys) == 17
+    assert [key for key in keys if not has_row("The YAML of LLaMA-Factory", key)] == []
+
+
+def test_every_file_of_sdar_has_a_row(sdar: str) -> None:
+    names = {name.rstrip("/") for name in re.findall(r"[├└]── ([\w./]+)", sdar)}
+    names |= set(re.findall(r"\w+_sdar\.py|fused_\w+\.py|launcher\.py|\w+_full\.yaml", sdar))
+    assert len(names) >= 16
+    parts = {part for row in ROWS if row.section == "Files of SDAR" for part in row.original.strip("`").split("/")}
+    assert sorted(names - parts) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,31 @@ def test_there_and_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not list(tmp_path.glob(".partial-*")) and not list((tmp_path / "new").glob(".partial-*"))
 
 
+@pytest.mark.parametrize("make", [tiny.sdar, tiny.sdar_moe], ids=["dense", "experts"])
+def test_to_sdar_chooses_by_the_network_and_brings_the_code(
+    tmp_path: Path, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(**tiny.SDAR_IDS)
+    theirs = tiny.write(tmp_path / "theirs", config, tiny.random_tensors(config))
+    code = tmp_path / "code"
+    code.mkdir()
+    kind = config["model_type"]
+    for name in (f"configuration_{kind}.py", f"modeling_{kind}.py"):
+        (code / name).write_text(f"# {name}", encoding="utf-8")
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    assert main(["convert", str(theirs), str(ours)]) == 0
+    assert main(["convert", str(ours), str(back), "--to", "sdar", "--remote-code", str(code)]) == 0
+    capsys.readouterr()
+    assert json.loads((back / "config.json").read_text()) == config
+    assert {file.name for file in back.glob("*.py")} == {file.name for file in code.iterdir()}
+    written, tensors = load_file(back / "model.safetensors"), tiny.random_tensors(config)
+    assert written.keys() == tensors.keys() and all(written[name].equal(value) for name, value in tensors.items())
+    assert main(["info", str(back)]) == 0
+    table = capsys.readouterr().out
+    assert "block_diffusion, schedule linear, mask 151669, blocks of 4" in table and "PROBLEM" not in table
+    assert f"{'SDAR' if kind == 'sdar' else 'SDAR-MoE'}, opens as " in table
+
+
 def test_a_type_is_chosen(folder: Path, tmp_path: Path) -> None:
     assert main(["convert", str(folder), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -62,7 +88,11 @@ def test_mistakes_are_one_clear_line_and_leave_nothing_behind(
     out = tmp_path / "out"
     cases = [
         (["convert", folder, out, "--to", "dream"], "holds qwen2 networks, and this one is a llama"),
-        (["convert", folder, out, "--to", "laada"], "unmask, llada, dream, got `laada`. Did you mean `llada`"),
+        (["convert", folder, out, "--to", "laada"], "unmask, llada, dream, sdar, got `laada`. Did you mean `llada`"),
+        (["convert", folder, out, "--to", "sdar"], "holds qwen3 and qwen3_moe networks, and this one is a llama"),
+        (["convert", folder, out, "--to", "llada", "--remote-code", tmp_path / "gone"], "must be a folder"),
+        (["convert", folder, out, "--to", "llada", "--remote-code", folder], "has no modeling_llada.py"),
+        (["convert", folder, out, "--remote-code", folder], "goes with --to llada, dream, sdar"),
         (["convert", folder, out, "--dtype", "half"], "got `half`"),
         (["convert", folder, out, "--max-shard-size", "big"], "got `big`"),
         (["convert", folder, folder], "exists already"),

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.references.published import attention, gated, rms_norm, rotated
+from tests.references.published import attention, gated, mixture, normed_heads, rms_norm, rotated
 
 
 def numbers(*shape: int, seed: int) -> Tensor:
@@ -47,3 +47,32 @@ def test_norm_and_gate_by_hand() -> None:
     one = torch.eye(2, dtype=torch.float64)
     silu = [value / (1 + math.exp(-value)) for value in (3.0, 4.0)]
     assert (gated(x_LD, one, 2 * one, one) - torch.tensor([[silu[0] * 6, silu[1] * 8]])).abs().max() < 1e-6
+
+
+def test_a_place_sees_what_the_mask_shows_it_and_nothing_else() -> None:
+    q_LD, k_LK, v_LK = (numbers(3, 4, seed=seed) for seed in (0, 1, 2))
+    sees = [[True, False, False], [True, True, False], [True, True, True]]
+    found_LD = attention(q_LD, k_LK, v_LK, 1, 1, 100.0, sees)
+    assert (found_LD[0] - v_LK[0]).abs().max() < 1e-12, "one visible place has all the weight"
+    assert (found_LD[2] - attention(q_LD, k_LK, v_LK, 1, 1, 100.0)[2]).abs().max() < 1e-12
+    first_two = attention(q_LD[:2], k_LK[:2], v_LK[:2], 1, 1, 100.0)
+    assert (found_LD[1] - first_two[1]).abs().max() < 1e-12
+
+
+def test_heads_are_normalised_one_by_one() -> None:
+    x_LD = torch.tensor([[3.0, 4.0, 30.0, 40.0]], dtype=torch.float64)
+    expected = torch.tensor([[3.0, 8.0, 3.0, 8.0]], dtype=torch.float64) / math.sqrt(12.5)
+    assert (normed_heads(x_LD, torch.tensor([1.0, 2.0], dtype=torch.float64), 0.0) - expected).abs().max() < 1e-6
+
+
+def test_the_likeliest_experts_are_mixed_by_their_probabilities() -> None:
+    one = torch.eye(2, dtype=torch.float64)
+    tensors = {"mlp.gate.weight": torch.tensor([[0.0, 0.0], [1.0, 0.0], [math.log(2.0), 0.0]], dtype=torch.float64)}
+    for expert in range(3):
+        matrices = {"gate": one, "up": one, "down": (expert + 1) * one}
+        tensors |= {f"mlp.experts.{expert}.{name}_proj.weight": matrix for name, matrix in matrices.items()}
+    x_LD = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    plain = gated(x_LD, one, one, one)  # expert e gives (e + 1) times this; their odds are 1 : e : 2
+    for normalised, whole in ((True, math.e + 2), (False, math.e + 3)):
+        found = mixture(tensors, "", x_LD, {"num_experts_per_tok": 2, "norm_topk_prob": normalised})
+        assert (found - plain * (2 * math.e + 3 * 2) / whole).abs().max() < 1e-6

@@ -9,7 +9,7 @@ from typing import get_args
 
 from unmask.cli.options import parser, quiet_libraries
 from unmask.errors import CheckpointError, SettingsError, nearest
-from unmask.models.published.registry import FORMATS
+from unmask.models.published.registry import TARGETS, target_format
 from unmask.runs import locate, written_folder
 from unmask.settings.model import Dtype
 
@@ -17,9 +17,10 @@ _EXAMPLES = """\
   unmask convert GSAI-ML/LLaDA-8B-Instruct models/llada              # theirs -> ours, which plain transformers opens
   unmask convert Dream-org/Dream-v0-Instruct-7B models/dream --dtype bfloat16
   unmask convert runs/my-llada exported --to llada                   # ours -> theirs, for the code that reads LLaDA's
+  unmask convert runs/my-sdar exported --to sdar --remote-code DIR   # with the Python files in DIR that LMDeploy wants
 """
 _OURS = "unmask"
-_TARGETS = (_OURS, *FORMATS)
+_TARGETS = (_OURS, *TARGETS)
 _DTYPES = ("auto", *get_args(Dtype))
 
 
@@ -35,9 +36,17 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument(
         "--max-shard-size", "--max_shard_size", metavar="SIZE", default="5GB", help="largest file [default: 5GB]"
     )
+    options.add_argument(
+        "--remote-code",
+        "--remote_code",
+        metavar="DIR",
+        type=Path,
+        help="with --to llada, dream or sdar: folder with its authors' Python files, which are copied, not run",
+    )
     parsed = options.parse_args(list(arguments))
     target = Path(parsed.target)
     _check_options(parsed.to, parsed.dtype, parsed.max_shard_size)
+    _check_code(parsed.to, parsed.remote_code)
     if target.exists():
         raise CheckpointError(f"{target} exists already. Name another folder, or remove it: rm -r {target}")
     quiet_libraries()
@@ -51,7 +60,14 @@ def run(arguments: Sequence[str]) -> int:
         if parsed.to == _OURS:
             loading.save(checkpoint, partial, max_shard_size=parsed.max_shard_size)
         else:
-            save_published(checkpoint, partial, FORMATS[parsed.to], max_shard_size=parsed.max_shard_size)
+            written = target_format(parsed.to, checkpoint.backbone.network.config.model_type)
+            save_published(
+                checkpoint,
+                partial,
+                written,
+                max_shard_size=parsed.max_shard_size,
+                remote_code=parsed.remote_code,
+            )
     print(target)
     return 0
 
@@ -64,3 +80,12 @@ def _check_options(to: str, dtype: str, size: str) -> None:
             )
     if re.fullmatch(r"\d+(\.\d+)?[KMGT]B", size) is None:
         raise SettingsError(f"--max-shard-size must be a number with a unit (5GB, 500MB), got `{size}`.")
+
+
+def _check_code(to: str, folder: Path | None) -> None:
+    if folder is None:
+        return
+    if to == _OURS:
+        raise SettingsError(f"--remote-code goes with --to {', '.join(TARGETS)}: Unmask's own form needs no code.")
+    if not folder.is_dir():
+        raise SettingsError(f"--remote-code must be a folder with Python files, got {folder}.")

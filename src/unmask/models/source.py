@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from unmask.errors import CheckpointError
 from unmask.models.families import FAMILIES, Family, family_of
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors, read_json
+from unmask.models.published import experts
 from unmask.models.published.format import PublishedFormat
 from unmask.models.published.registry import FORMATS, published_format
 from unmask.settings.model import DiffusionConfig
@@ -84,6 +85,8 @@ def weights_of(source: Source, dtype: torch.dtype | str) -> Iterator[dict[str, A
         yield {"pretrained_model_name_or_path": source.name, "dtype": dtype}
         return
     with opened_tensors(fetched(source.name, weights=True)) as tensors:
+        if source.family.model_type == "qwen3_moe":
+            experts.check(tensors, source.config, source.name)
         if dtype == "auto" and source.config.dtype is None:
             dtype = next((TENSOR_TYPES.get(one.get_dtype(), dtype) for one in tensors.values()), torch.float32)
         renamed = {source.published.stock_tensor(name): slice_ for name, slice_ in tensors.items()}

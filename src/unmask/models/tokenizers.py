@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from unmask.errors import CheckpointError, DataError
-from unmask.models.files import TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.files import CONFIG, TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.published.registry import FORMATS
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     import transformers
 
     folder = fetched(name)
-    named = (read_json(folder, TOKENIZER_CONFIG) or {}).get("tokenizer_class")
-    stock = getattr(transformers, _STOCK_CLASS.get(str(named), "AutoTokenizer"))
+    stock = getattr(transformers, _class_name(folder))
     try:
         tokenizer = stock.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -64,6 +64,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
     tokenizer.init_kwargs.pop("auto_map", None)  # what is saved is the stock class, and needs no remote code
     return tokenizer
+
+
+def _class_name(folder: Path) -> str:
+    """The stock class of a tokenizer; `AutoTokenizer` trips over the configurations of published formats."""
+    named = (read_json(folder, TOKENIZER_CONFIG) or {}).get("tokenizer_class")
+    model_type = (read_json(folder, CONFIG) or {}).get("model_type")
+    published = next((one.tokenizer_class for one in FORMATS.values() if one.model_type == model_type), "AutoTokenizer")
+    return _STOCK_CLASS.get(str(named), published)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:

@@ -18,7 +18,7 @@ from tests.models.tiny import stock
 from unmask.errors import CheckpointError
 from unmask.models.backbone import Backbone
 from unmask.models.loading import Checkpoint, adapted, load, save
-from unmask.models.published.registry import FORMATS
+from unmask.models.published.registry import FORMATS, target_format
 from unmask.models.published.writing import save_published
 from unmask.models.tokenizers import byte_tokenizer
 from unmask.settings.model import DiffusionConfig
@@ -31,8 +31,12 @@ each_format = pytest.mark.parametrize(
         ("llada", tiny.llada(weight_tying=True, mlp_ratio=2, init_fn="normal", init_std=0.5, my_own_key=[1, {"a": 2}])),
         ("dream", tiny.dream()),
         ("dream", tiny.dream(rms_norm_eps=1e-3, attention_dropout=0.1, transformers_version="4.51.0")),
+        ("sdar", tiny.sdar(**tiny.SDAR_IDS)),
+        ("sdar", tiny.sdar(**tiny.SDAR_IDS, block_size=32, tie_word_embeddings=True, debug=True, pad_token_id=151643)),
+        ("sdar_moe", tiny.sdar_moe(**tiny.SDAR_IDS)),
+        ("sdar_moe", tiny.sdar_moe(**tiny.SDAR_IDS, block_size=8, norm_topk_prob=False, max_window_layers=48)),
     ],
-    ids=["llada", "llada, unusual keys", "dream", "dream, unusual keys"],
+    ids=[f"{name}{keys}" for name in ("llada", "dream", "sdar", "sdar-moe") for keys in ("", ", unusual keys")],
 )
 
 
@@ -82,7 +86,9 @@ def test_ours_to_theirs_and_back_is_the_same_key_for_key(tmp_path: Path, name: s
         assert read(tmp_path / "ours" / file) == read(tmp_path / "back" / file)
 
 
-@pytest.mark.parametrize("config", [tiny.LLADA_8B, tiny.DREAM_7B], ids=["LLaDA-8B", "Dream-7B"])
+@pytest.mark.parametrize(
+    "config", [tiny.LLADA_8B, tiny.DREAM_7B, tiny.SDAR_4B, tiny.SDAR_30B_A3B], ids=lambda one: one["model_type"]
+)
 def test_the_published_configurations_come_back_key_for_key(config: dict[str, Any]) -> None:
     (written,) = (one for one in FORMATS.values() if one.model_type == config["model_type"])
     stock_config, entry = written.read(config, {}, "it")
@@ -100,8 +106,10 @@ def test_plain_transformers_opens_what_is_written_for_ours(tmp_path: Path, name:
         tmp_path / "ours", dtype="auto", attn_implementation="sdpa", output_loading_info=True
     )
     assert plain.config.model_type == FORMATS[name].family and not any(report.values())
-    assert plain.config.diffusion["mask_token_id"] == tiny.MASK
-    ids_BL = torch.tensor([[3, tiny.MASK, 5, 9]])
+    assert plain.config.diffusion["mask_token_id"] == config["mask_token_id"]
+    for network in (plain, checkpoint.backbone.network):
+        network.set_experts_implementation("eager")  # the stock grouped kernel takes no float64
+    ids_BL = torch.tensor([[3, config["mask_token_id"], 5, 9]])
     seen = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     with torch.no_grad():
         hidden = checkpoint.backbone(ids_BL, torch.arange(4)[None], None)
@@ -157,7 +165,7 @@ def test_the_tokenizer_is_written_in_the_words_of_transformers_4(tmp_path: Path)
 
 def refusal(checkpoint: Checkpoint, folder: Path, name: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        save_published(checkpoint, folder, FORMATS[name])
+        save_published(checkpoint, folder, target_format(name, checkpoint.backbone.network.config.model_type))
     assert list(folder.iterdir()) == [], "nothing is written"
     return str(caught.value)
 
@@ -166,6 +174,10 @@ def trained(family: str, entry: dict[str, Any], **network: Any) -> Checkpoint:
     fields = {"method": "masked_diffusion", "vocabulary_size": 40, "mask_token_id": 39, **entry}
     sizes = {"pad_token_id": 38, **network}
     return Checkpoint(Backbone(stock(family, **sizes), DiffusionConfig(**fields)), None)
+
+
+WIDE = {"vocab_size": 151936, "hidden_size": 4, "head_dim": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+BLOCKS = {"method": "block_diffusion", "block_length": 4, "mask_token_id": 151669, "vocabulary_size": 151936}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +203,17 @@ def trained(family: str, entry: dict[str, Any], **network: Any) -> Checkpoint:
             "llada",
             "`rope_parameters: ",
         ),
+        ("llama", {}, {}, "sdar", "SDAR's format holds qwen3 and qwen3_moe networks, and this one is a llama"),
+        ("qwen3", {}, {}, "sdar", "SDAR's format holds block_diffusion models, and this one is masked_diffusion"),
+        ("qwen3_moe", {"method": "autoregressive"}, {}, "sdar", "SDAR-MoE's format holds block_diffusion models"),
+        ("qwen3", {"method": "block_diffusion", "block_length": 4}, {}, "sdar",
+         "by its id, 151669, and this model's is 39. Train it with a tokenizer whose mask token has that id, as "
+         "data.tokenizer=JetLM/SDAR-4B-Chat"),
+        ("qwen3", BLOCKS | {"block_length": None}, WIDE, "sdar", "`block_size: None`"),
+        ("qwen3", BLOCKS | {"logit_shift": True}, WIDE, "sdar", "`diffusion.logit_shift: True` (it means False)"),
+        ("qwen3", BLOCKS, {**WIDE, "attention_bias": True}, "sdar", "`attention_bias: True` (it means False)"),
+        ("qwen3", BLOCKS, {**WIDE, "hidden_act": "gelu"}, "sdar", "`hidden_act: gelu`"),
+        ("qwen3_moe", BLOCKS, {**WIDE, "mlp_only_layers": [1]}, "sdar", "`mlp_only_layers: [1]`"),
         ("qwen2", {"logit_shift": True, "vocabulary_size": 39, "mask_token_id": 38}, {"pad_token_id": 5}, "dream",
          "`diffusion.vocabulary_size: 39`"),
     ],

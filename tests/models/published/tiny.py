@@ -95,6 +95,73 @@ DREAM_7B: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 152064,
 }
+# config.json of JetLM/SDAR-4B-Chat as its authors' training repository has it; the first one published lacks block_size
+# and mask_token_id.
+SDAR_4B: dict[str, Any] = {
+    "architectures": ["SDARForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_sdar.SDARConfig",
+        "AutoModel": "modeling_sdar.SDARModel",
+        "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
+    },
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_implementation": "flex_attention",
+    "bos_token_id": 151643,
+    "debug": False,
+    "eos_token_id": 151643,
+    "block_size": 4,
+    "mask_token_id": 151669,
+    "ep_size": 1,
+    "fuse_cross_entropy": True,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 9728,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 36,
+    "micro_forward": False,
+    "model_type": "sdar",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "skip_checkpoint": False,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.52.4",
+    "use_cache": False,
+    "use_deepep": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# SDAR-30B-A3B-Chat: Qwen3-30B-A3B's sizes under SDAR's names; its own config.json was not at hand.
+SDAR_30B_A3B: dict[str, Any] = {
+    **{key: value for key, value in SDAR_4B.items() if key != "max_window_layers"},
+    "architectures": ["SDARMoeForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_sdar_moe.SDARMoeConfig",
+        "AutoModel": "modeling_sdar_moe.SDARMoeModel",
+        "AutoModelForCausalLM": "modeling_sdar_moe.SDARMoeForCausalLM",
+    },
+    "decoder_sparse_step": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "mlp_only_layers": [],
+    "model_type": "sdar_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
 ROWS, MASK, END = 40, 37, 35
 TINY_LLADA = {
     "d_model": 32,
@@ -124,6 +191,29 @@ TINY_DREAM = {
     "torch_dtype": "float64",
     "vocab_size": ROWS,
 }
+TINY_SDAR = {
+    "bos_token_id": END,
+    "eos_token_id": END,
+    "head_dim": 12,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "mask_token_id": MASK,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "torch_dtype": "float64",
+    "vocab_size": ROWS,
+}
+# SDAR's readers know its mask token by the id alone, so what is written for them has the real vocabulary.
+SDAR_IDS = {
+    **{key: SDAR_4B[key] for key in ("bos_token_id", "eos_token_id", "mask_token_id", "vocab_size")},
+    "head_dim": 4,
+    "hidden_size": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+TINY_EXPERTS = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 
 
 def llada(**changes: Any) -> dict[str, Any]:
@@ -136,9 +226,19 @@ def dream(**changes: Any) -> dict[str, Any]:
     return {**DREAM_7B, **TINY_DREAM, **changes}
 
 
+def sdar(**changes: Any) -> dict[str, Any]:
+    """The published SDAR configuration, made tiny and changed."""
+    return {**SDAR_4B, **TINY_SDAR, **changes}
+
+
+def sdar_moe(**changes: Any) -> dict[str, Any]:
+    """A published SDAR configuration with experts, made tiny and changed."""
+    return {**SDAR_30B_A3B, **TINY_SDAR, **TINY_EXPERTS, **changes}
+
+
 def random_tensors(config: dict[str, Any], *, seed: int = 0) -> dict[str, Tensor]:
     """Float64 tensors of a published configuration, under their published names."""
-    shapes = _llada_shapes(config) if config["model_type"] == "llada" else _dream_shapes(config)
+    shapes = _SHAPES[config["model_type"]](config)
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3 + ("norm" in name or "ln_f" in name)
@@ -195,3 +295,34 @@ def _dream_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         block |= {"mlp.up_proj.weight": (mlp, width), "mlp.down_proj.weight": (width, mlp)}
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
+
+
+def _sdar_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, head, rows = config["hidden_size"], config["head_dim"], config["vocab_size"]
+    queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (rows, width)
+    for layer in range(config["num_hidden_layers"]):
+        block = {"input_layernorm": (width,), "post_attention_layernorm": (width,)}
+        block |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,), "self_attn.o_proj": (width, queries)}
+        block |= {"self_attn.q_proj": (queries, width), "self_attn.k_proj": (keys, width)}
+        block |= {"self_attn.v_proj": (keys, width)} | _sdar_mlp_shapes(config)
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
+
+
+def _sdar_mlp_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width = config["hidden_size"]
+    if "num_experts" not in config:
+        wide = config["intermediate_size"]
+        return {"mlp.gate_proj": (wide, width), "mlp.up_proj": (wide, width), "mlp.down_proj": (width, wide)}
+    narrow = config["moe_intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {"mlp.gate": (config["num_experts"], width)}
+    for expert in range(config["num_experts"]):
+        matrices = {"gate_proj": (narrow, width), "up_proj": (narrow, width), "down_proj": (width, narrow)}
+        shapes |= {f"mlp.experts.{expert}.{name}": shape for name, shape in matrices.items()}
+    return shapes
+
+
+_SHAPES = {"llada": _llada_shapes, "Dream": _dream_shapes, "sdar": _sdar_shapes, "sdar_moe": _sdar_shapes}

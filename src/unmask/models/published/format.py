@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from unmask.errors import CheckpointError
 from unmask.models.families import FAMILIES
-from unmask.settings.model import DiffusionConfig
+from unmask.settings.model import DiffusionConfig, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -42,6 +42,9 @@ class PublishedFormat:
         constants: the usual value of every key that says nothing about sizes.
         refused: keys that must have their usual value, and what another one would mean.
         tensors: published tensor name -> stock name, `{}` for the layer; empty where the names are the same.
+        method: how its models were trained.
+        block_length: the diffusion block where config.json has no `block_size`; None for a method without blocks.
+        mask_token_id: the one mask id that its readers know; None where they take it from config.json.
         complete: fills in keys that other keys imply; may refuse a combination.
         tokenizer_class: of its tokenizer, as transformers 4 names it.
         logit_shift: whether the prediction for a token stands one place before it.
@@ -63,6 +66,14 @@ class PublishedFormat:
     logit_shift: bool
     turn_ends: Mapping[int, int]
     tensors: Mapping[str, str] = field(default_factory=dict)
+    method: Method = "masked_diffusion"
+    block_length: int | None = None
+    mask_token_id: int | None = None
+
+    @property
+    def local_code(self) -> dict[str, str]:
+        """`auto_map` for a folder that holds the original's code itself: class of transformers -> `module.Class`."""
+        return {name: place.rpartition("--")[2] for name, place in self.auto_map.items()}
 
     def stock_tensor(self, name: str) -> str:
         """The stock name of a published tensor; unknown names stay, to be reported as they are in the file."""
@@ -87,11 +98,17 @@ class PublishedFormat:
         """
         self._check(raw, source)
         said = {**self.defaults, **raw}
-        mask, ends = said["mask_token_id"], self._ends(said, generation)
-        if not isinstance(mask, int) or mask in (*ends, said["pad_token_id"]):
+        mask, padding, ends = said["mask_token_id"], said.get("pad_token_id"), self._ends(said, generation)
+        if not isinstance(mask, int) or mask in (*ends, padding):
             raise CheckpointError(
                 f"{source} has the mask token id {mask}, which must be an id of its own (end of text {ends}, padding "
-                f"{said['pad_token_id']}). Set mask_token_id in its config.json."
+                f"{padding}). Set mask_token_id in its config.json."
+            )
+        block_length = None if self.block_length is None else said.get("block_size", self.block_length)
+        if self.block_length is not None and (not isinstance(block_length, int) or block_length < 1):
+            raise CheckpointError(
+                f"{source} has `block_size: {block_length}` in its config.json, which must be a number of tokens of at "
+                f"least 1. Set it, or leave it out for {self.block_length}."
             )
         try:
             said = self.complete(said)
@@ -100,7 +117,7 @@ class PublishedFormat:
                 rope_parameters={"rope_type": "default", "rope_theta": said["rope_theta"] + 0.0},
                 bos_token_id=said.get("bos_token_id"),
                 eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
-                pad_token_id=said["pad_token_id"],
+                pad_token_id=padding,
                 dtype=raw.get("torch_dtype", raw.get("dtype")),
             )
             vocabulary_size = min(max(said["vocab_size"], mask + 1), config.vocab_size)
@@ -108,9 +125,10 @@ class PublishedFormat:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"The configuration of {source} contradicts itself: {reason}") from None
         entry = DiffusionConfig(
-            method="masked_diffusion",
+            method=self.method,
             vocabulary_size=vocabulary_size,
             mask_token_id=mask,
+            block_length=block_length,
             logit_shift=self.logit_shift,
             published=self._unusual(raw),
         )
@@ -124,20 +142,23 @@ class PublishedFormat:
         written = {
             **self.constants,
             **entry.published,
-            **{theirs: getattr(config, ours) for theirs, ours in self.keys.items()},
+            **{theirs: getattr(config, ours, None) for theirs, ours in self.keys.items()},
             "architectures": [self.architectures[0]],
             "auto_map": dict(self.auto_map),
             "eos_token_id": ends[0] if isinstance(ends, list) else ends,
             "mask_token_id": entry.mask_token_id,
             "model_type": self.model_type,
-            "pad_token_id": config.pad_token_id,
             "rope_theta": (config.rope_parameters or {}).get("rope_theta"),
             "torch_dtype": dtype,
             "vocab_size": vocabulary_size,
         }
         if config.bos_token_id is not None:
             written["bos_token_id"] = config.bos_token_id
-        return dict(sorted(written.items()))
+        if config.pad_token_id is not None or "pad_token_id" in self.defaults:
+            written["pad_token_id"] = config.pad_token_id
+        if self.block_length is not None:
+            written["block_size"] = entry.block_length
+        return dict(sorted(self.complete(written).items()))
 
     def _check(self, raw: Mapping[str, Any], source: str) -> None:
         for architecture in raw.get("architectures") or ():
@@ -166,7 +187,7 @@ class PublishedFormat:
     def _unusual(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Keys that have neither a meaning here nor their usual value."""
         used = {*_BOOKKEEPING, *self.keys, "bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id"}
-        used |= {"rope_theta", "vocab_size"}
+        used |= {"rope_theta", "vocab_size"} | ({"block_size"} if self.block_length is not None else set())
         return {
             key: value
             for key, value in raw.items()

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmask.errors import CheckpointError
-from unmask.models.published import dream, llada
+from unmask.models.published import dream, llada, sdar
 from unmask.models.published.format import PublishedFormat
 
-FORMATS: dict[str, PublishedFormat] = {one.name: one for one in (llada.FORMAT, dream.FORMAT)}
+TARGETS: dict[str, tuple[PublishedFormat, ...]] = {
+    "llada": (llada.FORMAT,),
+    "dream": (dream.FORMAT,),
+    "sdar": (sdar.FORMAT, sdar.MIXTURE),
+}
+"""What `unmask convert --to` writes, by the network: one format for each family."""
+FORMATS: dict[str, PublishedFormat] = {one.name: one for formats in TARGETS.values() for one in formats}
 
 # Formats whose network or decoding the tables do not cover, by model_type.
 _NOT_COVERED = {
     "llada_moe": "LLaDA-MoE mixes experts, and no stock class has its tensors",
     "llada2_moe": "LLaDA2 is block diffusion on a mixture of experts, and no stock class has its tensors",
-    "sdar": "SDAR is block diffusion, which Unmask does not train or decode yet",
-    "sdar_moe": "SDAR is block diffusion, which Unmask does not train or decode yet",
 }
 
 
@@ -33,3 +37,19 @@ def published_format(raw: Mapping[str, Any], source: str) -> PublishedFormat | N
             f"formats that are: {', '.join(one.title for one in FORMATS.values())}."
         )
     return next((one for one in FORMATS.values() if one.model_type == model_type), None)
+
+
+def target_format(target: str, family: str) -> PublishedFormat:
+    """The format that `target` (a key of `TARGETS`) means for a network of a family.
+
+    Raises:
+        CheckpointError: it has none for that network.
+    """
+    formats = TARGETS[target]
+    for one in formats:
+        if one.family == family:
+            return one
+    raise CheckpointError(
+        f"{formats[0].title}'s format holds {' and '.join(one.family for one in formats)} networks, and this one is a "
+        f"{family}. Write it with --to unmask."
+    )
