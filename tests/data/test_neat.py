@@ -1,4 +1,4 @@
-"""Neat packing: the knapsack against a brute force, and rows that hold whole documents, each once."""
+"""Neat packing: the knapsack against a slow one, and rows that hold whole documents, each once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.references import knapsack as slow
 from unmask.data.neat import NeatRows, greedy_knapsack
 from unmask.data.packing import PackedText
 from unmask.data.tokenized import TokenizedText
@@ -29,18 +30,6 @@ def tokenized(lengths: list[int], prompts: list[int] | None = None) -> Tokenized
     return TokenizedText(np.arange(total, dtype=np.uint32), np.ones(total, dtype=np.uint16), starts, flags)
 
 
-def brute_force(sizes: list[int], capacity: int) -> list[list[int]]:
-    """Row by row, the first of the largest items that still fit, found by looking at every item."""
-    left, rows = list(range(len(sizes))), []
-    while left:
-        row: list[int] = []
-        while fitting := [item for item in left if sizes[item] + sum(sizes[one] for one in row) <= capacity]:
-            row.append(max(fitting, key=lambda item: (sizes[item], -item)))
-            left.remove(row[-1])
-        rows.append(row)
-    return rows
-
-
 def packed(sizes: list[int], capacity: int) -> list[list[int]]:
     order, row = greedy_knapsack(np.array(sizes), capacity)
     return [order[row == number].tolist() for number in range(int(row.max()) + 1)]
@@ -53,9 +42,15 @@ def test_the_knapsack_packs_the_known_example() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 12), st.data())
-def test_the_knapsack_is_the_brute_force(capacity: int, data: st.DataObject) -> None:
+def test_the_knapsack_is_the_slow_one_and_takes_each_item_once(capacity: int, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, capacity), min_size=1, max_size=20))
-    assert packed(sizes, capacity) == brute_force(sizes, capacity)
+    rows = packed(sizes, capacity)
+    assert [[sizes[item] for item in row] for row in rows] == slow.greedy_knapsack(sizes, capacity)
+    order = [item for row in rows for item in row]
+    assert sorted(order) == list(range(len(sizes)))
+    for size in set(sizes):
+        same = [item for item in order if sizes[item] == size]
+        assert same == sorted(same)
 
 
 @settings(max_examples=200, deadline=None)

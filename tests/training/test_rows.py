@@ -18,6 +18,7 @@ from unmask.errors import SettingsError
 from unmask.models import loading
 from unmask.models.tokenizers import byte_tokenizer
 from unmask.settings.model import DiffusionConfig, ModelSettings
+from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import fill_length, prepare_text, prepare_tokenizer
 
@@ -67,17 +68,14 @@ def sizes(batch: Batch) -> list[int]:
         (BLOCKS, None, 4),
         (BLOCKS, 8, 8),
         (BLOCKS | {"block_length": 2}, 8, 2),
-        (BLOCKS | {"block_curriculum": ((0.0, 4), (0.4, 16), (0.8, 8))}, 2, 16),
-        # The stage of whole rows would leave a document alone in each.
+        (BLOCKS | {"block_curriculum": ((0.0, 4), (0.4, 8), (0.8, 16))}, 2, 16),
         (BLOCKS | {"block_curriculum": ((0.0, 1), (0.2, 64), (0.8, 32))}, None, 32),
-        (BLOCKS | {"block_length": 64}, None, 64),
     ],
 )
-def test_documents_are_filled_up_for_the_largest_block_of_the_run(
-    text: Recipe, objective: dict[str, Any], checkpoint: int | None, length: int
+def test_documents_are_filled_up_for_the_block_length_at_the_end_of_the_run(
+    objective: dict[str, Any], checkpoint: int | None, length: int
 ) -> None:
-    made = changed(text, data={"context_length": 64}, objective=objective)
-    assert fill_length(made, checkpoint) == length
+    assert fill_length(ObjectiveSettings(**objective), checkpoint) == length
 
 
 def test_the_block_length_is_the_checkpoints_unless_the_recipe_names_one(text: Recipe, tmp_path: Path) -> None:
@@ -147,5 +145,5 @@ def test_rows_that_cannot_be_filled_up_are_refused(chats: Recipe, text: Recipe, 
     alone = changed(chats, data={"pad_mode": "block"}, objective={"method": "autoregressive"})
     refused(alone, r"objective\.method is `autoregressive`\. Set data\.pad_mode=ignore")
     long = changed(neat, data={"context_length": 63}, objective=BLOCKS)
-    refused(long, r"a multiple of the \(largest\) block length 4.*got 63\. Set data\.context_length=64")
+    refused(long, r"a multiple of the block length 4.*got 63\. Set data\.context_length=64")
     refused(changed(text, objective=BLOCKS), r"this tokenizer has none\. Choose another with data\.tokenizer")

@@ -26,13 +26,14 @@ from unmask.models.source import read_source
 from unmask.models.tokenizers import byte_tokenizer, end_id, load_tokenizer, start_id, train_bpe
 from unmask.runs import locate
 from unmask.settings.data import DataSettings, PadMode
+from unmask.settings.model import DEFAULT_BLOCK_LENGTH
+from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T", str, Conversation)
-_DEFAULT_BLOCK = 4
 _DEFAULT_PAD_MODE: dict[str, PadMode] = {
     "autoregressive": "ignore",
     "masked_diffusion": "eos_supervised",
@@ -137,16 +138,15 @@ def prepare_text(
     return TrainingText(train, _rows(text, data, filling, tokenizer), skipped + skipped_there)
 
 
-def fill_length(recipe: Recipe, checkpoint_block_length: int | None) -> int:
-    """The multiple that documents are filled up to: the largest block length of the run, 1 without block diffusion.
+def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None) -> int:
+    """The multiple that documents are filled up to: the block length at the end of the run, 1 without block diffusion.
 
-    The others divide it, so a document that is filled up for it has whole blocks of any of them. A stage of a
-    curriculum whose block holds the whole row asks for nothing: documents would take a row each.
+    That is the one that is decoded with. In a curriculum's stages with shorter blocks the objective leaves the rest of
+    the filling out; in those with longer ones the last block is a shorter one.
     """
-    if recipe.objective.method != "block_diffusion":
+    if settings.method != "block_diffusion":
         return 1
-    lengths = recipe.objective.block_lengths or (checkpoint_block_length or _DEFAULT_BLOCK,)
-    return max([one for one in lengths if one < recipe.data.context_length] or lengths)
+    return (*settings.block_lengths[-1:], checkpoint_block_length or DEFAULT_BLOCK_LENGTH)[0]
 
 
 def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
@@ -278,11 +278,11 @@ def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: i
         return Filling(pad_mode, 1, end_id(tokenizer))
     if block_length is None and not recipe.objective.block_lengths:
         block_length = _block_length(recipe)
-    length = fill_length(recipe, block_length)
+    length = fill_length(recipe.objective, block_length)
     if data.context_length % length and (data.format == "chat" or data.neat_packing):
         raise SettingsError(
-            f"data.context_length must be a multiple of the (largest) block length {length}, so that a last block has "
-            f"room to be filled up, got {data.context_length}. Set data.context_length="
+            f"data.context_length must be a multiple of the block length {length}, so that a last block has room to be "
+            f"filled up, got {data.context_length}. Set data.context_length="
             f"{max(1, round(data.context_length / length)) * length}, or choose another objective.block_length."
         )
     return Filling(pad_mode, length, end_id(tokenizer))
