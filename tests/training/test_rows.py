@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.training import recipes
 from tests.training.test_sft import write_chats
+from unmask.cli.main import main
 from unmask.data.batch import Batch
 from unmask.data.neat import NeatRows
 from unmask.errors import SettingsError
@@ -21,6 +23,7 @@ from unmask.settings.model import DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import fill_length, prepare_text, prepare_tokenizer
+from unmask.training.run import train
 
 BLOCKS = {"method": "block_diffusion"}
 
@@ -147,3 +150,21 @@ def test_rows_that_cannot_be_filled_up_are_refused(chats: Recipe, text: Recipe, 
     long = changed(neat, data={"context_length": 63}, objective=BLOCKS)
     refused(long, r"a multiple of the block length 4.*got 63\. Set data\.context_length=64")
     refused(changed(text, objective=BLOCKS), r"this tokenizer has none\. Choose another with data\.tokenizer")
+
+
+def test_a_run_of_blocks_is_scored_without_the_checkpoint_that_it_began_with(
+    text: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every byte of the text and one end per document count, whatever fills the rows up."""
+    base = train(dataclasses.replace(text, name="base")).run.root
+    blocks = changed(text, data={"neat_packing": True, "context_length": 64, "over_long": "cut"}, objective=BLOCKS)
+    made = changed(blocks, model={"from_pretrained": str(base)}, data={"tokenizer": None})
+    run = train(dataclasses.replace(made, name="blocks")).run
+    shutil.rmtree(base)
+    assert main(["evaluate", str(run.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "block_diffusion"
+    assert main(["evaluate", str(run.root), "--data", str(tmp_path / "text.jsonl"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    documents = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").read_text().splitlines()]
+    assert record["bytes"] == sum(map(len, documents))
+    assert record["tokens"] == record["bytes"] + len(documents)
