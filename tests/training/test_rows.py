@@ -23,7 +23,7 @@ from unmask.settings.model import DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import fill_length, prepare_text, prepare_tokenizer
-from unmask.training.run import train
+from unmask.training.run import dry_run, train
 
 BLOCKS = {"method": "block_diffusion"}
 
@@ -168,3 +168,10 @@ def test_a_run_of_blocks_is_scored_without_the_checkpoint_that_it_began_with(
     documents = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").read_text().splitlines()]
     assert record["bytes"] == sum(map(len, documents))
     assert record["tokens"] == record["bytes"] + len(documents)
+
+
+def test_a_curriculum_is_shown_by_a_dry_run(text: Recipe) -> None:
+    curriculum = BLOCKS | {"block_curriculum": ((0.0, 1), (0.5, 8))}
+    lines = list(dry_run(changed(text, objective=curriculum)))
+    assert lines[0].startswith("block_diffusion")
+    assert any(line.startswith("as trained: ") and "<|mask|>" in line for line in lines)
