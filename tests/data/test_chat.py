@@ -156,6 +156,19 @@ def test_real_rows_read(shared_data: Path, name: str, number: int, options: dict
     ("options", "what"),
     [
         ({"format": "text", "over_long": "drop"}, "data.over_long is not used by data.format `text`"),
+        ({"format": "text", "over_long": "cut"}, "belongs to `chat` and to data.neat_packing"),
+        (
+            {"format": "text", "neat_packing": True, "pad_mode": "block"},
+            "data.pad_mode is not used by data.format `text`",
+        ),
+        (
+            {"format": "chat", "neat_packing": True, "pad_mode": "eos_supervised"},
+            "data.neat_packing puts conversations side by side, where pad_mode `eos_supervised`",
+        ),
+        (
+            {"format": "chat", "neat_packing": True, "pad_mode": "eos_capped", "eos_cap": 2},
+            "where pad_mode `eos_capped`",
+        ),
         ({"format": "text", "chat_template": "plain"}, "data.chat_template is not used by data.format `text`"),
         ({"format": "chat", "text_field": "story"}, "data.text_field is not used by data.format `chat`"),
         ({"format": "chat", "pad_mode": "eos_capped"}, "pad_mode `eos_capped` and eos_cap belong together"),
@@ -168,3 +181,8 @@ def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any]
     with pytest.raises(SettingsError) as caught:
         DataSettings(**options)
     assert what in str(caught.value)
+
+
+def test_over_long_is_for_whatever_is_not_cut_into_rows() -> None:
+    assert DataSettings(neat_packing=True, over_long="drop").over_long == "drop"
+    assert DataSettings(format="chat", neat_packing=True, over_long="cut", pad_mode="block").pad_mode == "block"

@@ -68,6 +68,23 @@ def test_rows_are_filled_up_to_the_longest_of_the_global_batch_however_it_is_spl
     assert_same_rows(parts, whole)
 
 
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.sampled_from([2, 3, 8]))
+def test_a_last_block_is_filled_up_whatever_the_other_rows(shapes: list[tuple[int, int]], block: int) -> None:
+    rows = rows_of(shapes, eos=EOS, fill=block)
+    whole = rows.batch(np.arange(len(shapes)), 0, len(shapes), step=0)
+    assert whole.fill_BL is not None
+    assert whole.ids_BL.shape[1] == max(-(-(prompt + answer) // block) * block for prompt, answer in shapes)
+    for line, (prompt, answer) in enumerate(shapes):
+        length, end = prompt + answer, -(-(prompt + answer) // block) * block
+        assert whole.ids_BL[line, length:end].tolist() == [EOS] * (end - length)
+        assert whole.fill_BL[line].nonzero()[:, 0].tolist() == [*range(length, end)]
+        assert whole.supervised_BL[line].nonzero()[:, 0].tolist() == [*range(prompt, end)]
+        assert whole.document_BL[line].tolist() == [0] * end + [-1] * (whole.ids_BL.shape[1] - end)
+        alone = rows.batch(np.array([line]), 0, 1, step=0)
+        assert alone.ids_BL.tolist() == whole.ids_BL[line : line + 1, :end].tolist()
+
+
 def assert_same_rows(parts: list[Batch], whole: Batch) -> None:
     """The parts are the whole, but for columns that are padding in all their rows."""
     line = 0

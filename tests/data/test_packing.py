@@ -13,7 +13,7 @@ from unmask.data.tokenized import TokenizedText, byte_lengths
 from unmask.errors import DataError
 from unmask.models.tokenizers import byte_tokenizer, train_bpe
 
-BOS = 999
+BOS, EOS = 999, 998
 
 
 def tokenized(lengths: list[int]) -> TokenizedText:
@@ -45,6 +45,45 @@ def test_rows_hold_every_token_once_and_in_order(lengths: list[int], context_len
             assert (tokens[0] == BOS) == with_bos
             body = tokens[int(with_bos) :]
             assert len({int(owner[token]) for token in body}) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any),
+    st.integers(2, 24),
+    st.sampled_from([2, 3, 4, 8]),
+    st.booleans(),
+)
+def test_what_ends_a_document_is_filled_up_to_whole_blocks(
+    lengths: list[int], context_length: int, fill: int, with_bos: bool
+) -> None:
+    packed = PackedText(
+        tokenized(lengths), context_length=context_length, bos=BOS if with_bos else None, fill=fill, eos=EOS
+    )
+    batch = packed.batch(np.arange(len(packed)), 0, len(packed), step=0)
+    assert batch.fill_BL is not None
+    assert batch.bytes_BL is not None
+    text_BL = batch.supervised_BL & ~batch.fill_BL
+    assert batch.ids_BL[text_BL].tolist() == list(range(sum(lengths)))
+    assert batch.bytes_BL.tolist() == text_BL.long().tolist()
+    assert bool((batch.ids_BL[batch.fill_BL] == EOS).all())
+    assert bool(batch.supervised_BL[batch.fill_BL].all())
+    kept = (batch.document_BL >= 0) & ~batch.fill_BL
+    assert packed.mean_length == pytest.approx(float(kept.sum()) / len(packed))
+    assert packed.supervised_share == pytest.approx(float(text_BL.sum() / kept.sum()))
+    ends = set((np.cumsum(lengths) - 1).tolist())
+    for row in range(len(packed)):
+        document = batch.document_BL[row]
+        # One piece follows another without a gap.
+        used = int((document >= 0).sum())
+        assert sorted(document[:used].tolist()) == document[:used].tolist()
+        for number in range(int(document.max()) + 1):
+            (place,) = (document == number).nonzero(as_tuple=True)
+            size = len(place) - int(batch.fill_BL[row, place].sum())
+            last = int(batch.ids_BL[row, int(place[0]) + size - 1])
+            room = context_length - int(place[0])
+            wanted = min(-(-size // fill) * fill, room) if last in ends else size
+            assert len(place) == wanted
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,6 +18,7 @@ from unmask.errors import DataError
 from unmask.runs import RunFolder, environment, locate
 from unmask.settings.data import DataSettings
 from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
 
 
 def _sources(lm: DiffusionLM, recipe: Recipe | None, given: argparse.Namespace) -> Recipe:
-    """A recipe whose text is the sources given; rows are as long as the run's own."""
+    """A recipe whose text is the sources given, in rows as long as the run's own, of whole blocks of the model."""
     length = recipe.data.context_length if recipe else min(512, lm.backbone.context_length)
     length = getattr(given, "context_length", length)
     chosen = {name: getattr(given, name) for name in ("text_field", "separator", "split", "malformed") if name in given}
     data = DataSettings(train=tuple(given.data), context_length=length, validation_fraction=0.0, **chosen)
+    if lm.backbone.diffusion.method == "block_diffusion":
+        return Recipe(data=data, objective=ObjectiveSettings(method="block_diffusion"))
     return Recipe(data=data)
 
 
@@ -63,7 +66,7 @@ def _evaluated(
             f"{source} has no tokenizer, so it cannot score text. Score token ids in Python: lm.score"
         )
     with tempfile.TemporaryDirectory() as folder:
-        text = prepare_text(recipe, lm.tokenizer, Path(folder))
+        text = prepare_text(recipe, lm.tokenizer, Path(folder), block_length=lm.backbone.diffusion.block_length)
         rows = text.held_out if own else text.train
         if rows is None:
             raise DataError(f"The run {source} held no text out. Name the text to score: --data FILE")

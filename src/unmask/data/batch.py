@@ -22,7 +22,8 @@ class Batch:
         global_rows: rows of the global batch, over all micro-batches and processes.
         step: optimiser step (or a fixed number in evaluation); every draw is keyed by it.
         bytes_BL: UTF-8 bytes of text that each token stands for.
-        fill_BL: bool; EOS that fills a row up: supervised like any token, but none of the text.
+        fill_BL: bool; EOS that fills a row or a document's last block up: supervised like any token, but none of the
+            text.
     """
 
     ids_BL: Tensor

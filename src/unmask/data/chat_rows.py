@@ -1,4 +1,4 @@
-"""One conversation in each row, filled up to the longest row of the global batch.
+"""One conversation in each row, filled up to the longest row of the global batch or to the end of its last block.
 
 In: tokenised conversations. Out: rows by number. What fills a row up is EOS that counts as answer (LLaDA's SFT, arXiv
 2502.09992: masked, supervised and attended like any other answer token), at most so many of them, or padding that
@@ -7,15 +7,15 @@ nothing sees.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from unmask.data.batch import Batch
+from unmask.data.fitting import fitted
 from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError
+from unmask.settings.data import OverLong
 
 _ALL = np.iinfo(np.int64).max
 
@@ -30,10 +30,12 @@ class ChatRows:
             them is supervised.
         eos: id that fills rows up, or None to fill with padding only.
         eos_cap: the most EOS that a row gets; None: as many as make it the longest.
+        fill: fill up to a multiple of this many tokens, not to the longest row.
 
     Attributes:
         dropped: conversations left out because they are too long.
         cut: conversations that lost their ends.
+        description: how many rows of how many tokens there are, and what became of those that were too long.
         mean_length: tokens of a conversation on average.
         supervised_share: share of these tokens that are supervised.
 
@@ -46,46 +48,23 @@ class ChatRows:
         text: TokenizedText,
         *,
         context_length: int,
-        over_long: Literal["error", "drop", "cut"] = "error",
+        over_long: OverLong = "error",
         eos: int | None = None,
         eos_cap: int | None = None,
+        fill: int | None = None,
     ) -> None:
         if text.starts[-1] == 0 or text.supervised is None:
             raise DataError("There is no conversation. Check the data sources.")
-        self.text, self.eos = text, eos
+        self.text, self.eos, self.fill = text, eos, fill
         self.eos_cap = 0 if eos is None else _ALL if eos_cap is None else eos_cap
-        lengths = np.diff(text.starts)
-        is_long = lengths > context_length
-        if over_long == "error" and is_long.any():
-            raise DataError(
-                f"{is_long.sum():,} of {len(lengths):,} conversations are longer than data.context_length "
-                f"({context_length} tokens). The longest, {text.place(int(lengths.argmax()))}, has {lengths.max():,}. "
-                "Raise data.context_length, or set data.over_long=drop (leave them out) or cut (keep their beginnings)."
-            )
-        supervised = np.add.reduceat(text.supervised, text.starts[:-1], dtype=np.int64)
-        for row in np.flatnonzero(is_long):
-            start = text.starts[row]
-            supervised[row] = text.supervised[start : start + context_length].sum() if over_long == "cut" else 0
-        kept = supervised > 0
-        self.dropped, self.cut = int((~kept).sum()), int((kept & is_long).sum())
-        if not kept.any():
-            raise DataError(f"No conversation fits into data.context_length ({context_length} tokens). Raise it.")
-        self._starts, self._lengths = text.starts[:-1][kept], np.minimum(lengths, context_length)[kept]
+        kept = fitted(text, context_length=context_length, over_long=over_long)
+        self.dropped, self.cut, self.description = kept.dropped, kept.cut, kept.description
+        self._starts, self._lengths = kept.first, kept.lengths
         self.mean_length = float(self._lengths.mean())
-        self.supervised_share = float(supervised[kept].sum() / self._lengths.sum())
+        self.supervised_share = float(kept.supervised.sum() / self._lengths.sum())
 
     def __len__(self) -> int:
         return len(self._starts)
-
-    @property
-    def description(self) -> str:
-        """How many rows of how many tokens there are, and what became of those that were too long."""
-        dropped = f", {self.dropped:,} over-long ones dropped" if self.dropped else ""
-        cut = f", {self.cut:,} over-long ones cut" if self.cut else ""
-        return (
-            f"{len(self):,} conversations of {self._lengths.min()} to {self._lengths.max()} tokens (mean "
-            f"{self.mean_length:.1f}, {self.supervised_share:.0%} supervised){dropped}{cut}"
-        )
 
     def prompt(self, row: int) -> list[int]:
         """The tokens before a row's first reply."""
@@ -98,7 +77,8 @@ class ChatRows:
         assert self.text.supervised is not None
         chosen, longest = rows[start:stop], int(self._lengths[rows].max())
         lengths = self._lengths[chosen]
-        filled = lengths + np.minimum(longest - lengths, self.eos_cap)
+        missing = longest - lengths if self.fill is None else -lengths % self.fill
+        filled = lengths + np.minimum(missing, self.eos_cap)
         shape = (len(chosen), int(filled.max()))
         ids, sizes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         document = np.full(shape, -1, dtype=np.int64)

@@ -1,11 +1,14 @@
-"""Packing: documents are laid end to end and cut into rows of one length.
+"""Packing: pieces of documents laid side by side into rows of one length.
 
-In: tokenised text. Out: rows by number, so that a step's rows are a function of the step alone. Every piece of a
-document in a row is a packed document of its own and starts with BOS, which is visible and never supervised; a document
-that does not fit goes on in the next row. At most one place per row, and the end of the last row, is padding.
+In: tokenised text. Out: rows by number, so that a step's rows are a function of the step alone. Every piece in a row is
+a packed document of its own: BOS if there is one, which is visible and never supervised, then tokens of one document,
+then EOS to learn where block diffusion wants the document's last block full. `PackedText` lays documents end to end and
+cuts them at the ends of rows: a document that does not fit goes on in the next row.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,79 +19,145 @@ from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError
 
 
-class PackedText:
-    """Rows of `context_length` tokens.
+@dataclass(frozen=True)
+class Pieces:
+    """Where pieces of documents lie, by row and column; all int64 [P].
+
+    Attributes:
+        row: which row each is in; none is skipped.
+        column: its first place there.
+        first: its first token in the text.
+        length: how many of the text's tokens it has.
+        size: its places in the row, BOS and what fills it up included.
+    """
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    first: NDArray[np.int64]
+    length: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+class PackedRows:
+    """Rows of pieces; whatever no piece takes is padding.
+
+    Args:
+        text: the documents.
+        pieces: where they lie.
+        supervised: how many of the pieces' tokens are supervised.
+        context_length: places of a row.
+        bos: id put in front of every piece, or None.
+        eos: id that fills pieces up, or None if none is filled up.
+
+    Attributes:
+        mean_length: tokens of a row with BOS, on average; what fills it up is not counted.
+        supervised_share: share of these that are supervised.
+    """
+
+    def __init__(
+        self,
+        text: TokenizedText,
+        pieces: Pieces,
+        *,
+        supervised: int,
+        context_length: int,
+        bos: int | None,
+        eos: int | None,
+    ) -> None:
+        self.text, self.pieces, self.bos, self.eos = text, pieces, bos, eos
+        self.context_length = context_length
+        self._first = np.searchsorted(pieces.row, np.arange(int(pieces.row[-1]) + 2))
+        tokens = int(pieces.length.sum()) + (0 if bos is None else len(pieces.length))
+        self.mean_length = tokens / len(self)
+        self.supervised_share = supervised / tokens
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
+        """Rows number start..stop-1 of a global batch of the given rows."""
+        chosen = rows[start:stop]
+        shape = (len(chosen), self.context_length)
+        number = len(chosen) * self.context_length
+        ids, sizes = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
+        document = np.full(number, -1, dtype=np.int64)
+        supervised, fill = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+        counts = self._first[chosen + 1] - self._first[chosen]
+        piece_P = ranges(self._first[chosen], counts)
+        start_P = np.repeat(np.arange(len(chosen)) * self.context_length, counts) + self.pieces.column[piece_P]
+        length_P, size_P = self.pieces.length[piece_P], self.pieces.size[piece_P]
+        document[ranges(start_P, size_P)] = np.repeat(ranges(np.zeros_like(counts), counts), size_P)
+        if self.bos is not None:
+            ids[start_P] = self.bos
+        lead = 0 if self.bos is None else 1
+        place_N, token_N = ranges(start_P + lead, length_P), ranges(self.pieces.first[piece_P], length_P)
+        ids[place_N] = self.text.tokens[token_N]
+        sizes[place_N] = self.text.bytes[token_N]
+        supervised[place_N] = True if self.text.supervised is None else self.text.supervised[token_N]
+        end_N = ranges(start_P + lead + length_P, size_P - lead - length_P)
+        ids[end_N] = self.eos or 0
+        supervised[end_N] = fill[end_N] = True
+        return Batch(
+            ids_BL=torch.from_numpy(ids.reshape(shape)),
+            document_BL=torch.from_numpy(document.reshape(shape)),
+            supervised_BL=torch.from_numpy(supervised.reshape(shape)),
+            uid_B=torch.from_numpy(np.asarray(chosen, dtype=np.int64)),
+            global_row_B=torch.arange(start, start + len(chosen)),
+            global_rows=len(rows),
+            step=step,
+            bytes_BL=torch.from_numpy(sizes.reshape(shape)),
+            fill_BL=torch.from_numpy(fill.reshape(shape)),
+        )
+
+
+class PackedText(PackedRows):
+    """Documents end to end, cut into rows of `context_length` tokens.
+
+    At most one place of a row, and the end of the last row, is padding.
 
     Args:
         text: the documents.
         context_length: tokens per row.
         bos: id put in front of every piece, or None.
-
-    Attributes:
-        mean_length: tokens of a row; all but the last one are full.
-        supervised_share: 1: all but each piece's BOS.
+        fill: what ends a document is filled up to a multiple of this, as far as its row has room.
+        eos: id that does it.
     """
 
-    supervised_share = 1.0
-
-    def __init__(self, text: TokenizedText, *, context_length: int, bos: int | None) -> None:
+    def __init__(
+        self, text: TokenizedText, *, context_length: int, bos: int | None, fill: int = 1, eos: int | None = None
+    ) -> None:
         if text.starts[-1] == 0:
             raise DataError("The text is empty: no document has a token. Check the data sources and text_field.")
-        self.text = text
-        self.context_length = context_length
-        self.mean_length = float(context_length)
-        self.bos = bos
-        self._pieces = _cut(text.starts, context_length, lead=0 if bos is None else 1)
-        self._first = np.searchsorted(self._pieces[:, 0], np.arange(len(self) + 1))
-
-    def __len__(self) -> int:
-        return int(self._pieces[-1, 0]) + 1
+        pieces = _cut(text.starts, context_length, lead=0 if bos is None else 1, fill=fill)
+        supervised = int(text.starts[-1])
+        super().__init__(text, pieces, supervised=supervised, context_length=context_length, bos=bos, eos=eos)
 
     @property
     def description(self) -> str:
         """How many rows there are."""
         return f"{len(self):,} rows of {self.context_length} tokens"
 
-    def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
-        """Rows number start..stop-1 of a global batch of the given rows."""
-        chosen = rows[start:stop]
-        shape = (len(chosen), self.context_length)
-        ids, sizes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        document, supervised = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for line, row in enumerate(chosen):
-            for number, piece in enumerate(self._pieces[self._first[row] : self._first[row + 1]]):
-                _, column, first, length = (int(value) for value in piece)
-                if self.bos is not None:
-                    ids[line, column] = self.bos
-                    document[line, column] = number
-                    column += 1
-                place, source = slice(column, column + length), slice(first, first + length)
-                ids[line, place] = self.text.tokens[source]
-                sizes[line, place] = self.text.bytes[source]
-                document[line, place] = number
-                supervised[line, place] = True
-        return Batch(
-            ids_BL=torch.from_numpy(ids),
-            document_BL=torch.from_numpy(document),
-            supervised_BL=torch.from_numpy(supervised),
-            uid_B=torch.from_numpy(np.asarray(chosen, dtype=np.int64)),
-            global_row_B=torch.arange(start, start + len(chosen)),
-            global_rows=len(rows),
-            step=step,
-            bytes_BL=torch.from_numpy(sizes),
-        )
 
-
-def _cut(starts: NDArray[np.int64], context_length: int, *, lead: int) -> NDArray[np.int64]:
-    """Pieces [row, first column, first token, tokens], in order; each also takes `lead` places for BOS."""
-    pieces: list[tuple[int, int, int, int]] = []
+def _cut(starts: NDArray[np.int64], context_length: int, *, lead: int, fill: int) -> Pieces:
+    """Pieces of documents laid end to end; each takes `lead` places for BOS before its tokens."""
+    pieces: list[tuple[int, int, int, int, int]] = []
     row, column = 0, 0
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         while start < stop:
             if context_length - column <= lead:
                 row, column = row + 1, 0
-            length = min(stop - start, context_length - column - lead)
-            pieces.append((row, column, start, length))
-            column += lead + length
+            room = context_length - column
+            length = min(stop - start, room - lead)
+            size = lead + length
+            if start + length == stop:
+                size = min(size + -size % fill, room)
+            pieces.append((row, column, start, length, size))
+            column += size
             start += length
-    return np.array(pieces, dtype=np.int64)
+    return Pieces(*np.array(pieces, dtype=np.int64).T.copy())
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers start, start + 1, ... of each range, `length` of them, one range behind the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)

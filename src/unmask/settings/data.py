@@ -9,8 +9,9 @@ from typing import Literal
 from unmask.settings.checks import at_least, in_range, is_true
 
 Supervise = Literal["all", "last", "each"]
-PadMode = Literal["eos_supervised", "eos_capped", "ignore"]
-_CHAT_ONLY = ("prompt_field", "answer_field", "chat_template", "supervise", "pad_mode", "eos_cap", "over_long")
+PadMode = Literal["eos_supervised", "eos_capped", "block", "ignore"]
+OverLong = Literal["error", "drop", "cut"]
+_CHAT_ONLY = ("prompt_field", "answer_field", "chat_template", "supervise", "pad_mode", "eos_cap")
 _TEXT_ONLY = ("text_field", "separator")
 
 
@@ -24,7 +25,8 @@ class DataSettings:
     """
 
     format: Literal["text", "chat"] = "text"
-    """text: documents, packed into rows; chat: conversations, one in each row (supervised fine-tuning)."""
+    """text: documents, packed into rows; chat: conversations (supervised fine-tuning), one in each row unless
+    neat_packing packs them."""
     train: tuple[str, ...] = ()
     """Sources of the training text."""
     validation: tuple[str, ...] = ()
@@ -48,18 +50,23 @@ class DataSettings:
     vocabulary_size: int = 4096
     """Size of a trained BPE vocabulary, special tokens included."""
     context_length: int = 256
-    """Tokens per row of text, the leading BOS included; the most tokens of a conversation."""
+    """Tokens per row of text, the leading BOS included, or per neatly packed row; the most tokens of a conversation."""
+    neat_packing: bool = False
+    """Pack whole documents or conversations into rows, each isolated from the others and none cut by the end of a row
+    (greedy knapsack); default: text goes on in the next row, and a conversation has a row of its own."""
     chat_template: str | None = None
     """llada, plain (User: / Assistant: lines), a Jinja file; default: the tokenizer's own. Saved with the model."""
     supervise: Supervise = "all"
     """Replies to learn: all, the last, or each in a row of its own that ends with it."""
     pad_mode: PadMode | None = None
-    """Fill shorter rows with EOS to learn (eos_supervised), with at most eos_cap of them (eos_capped), or with
-    padding that is ignored (ignore); default: eos_supervised for diffusion, ignore for autoregression."""
+    """Fill shorter rows with EOS to learn (eos_supervised), with at most eos_cap of them (eos_capped), a conversation's
+    last block with them (block), or rows with padding that is ignored (ignore); default: eos_supervised for masked
+    diffusion, block for block diffusion (which fills documents of text up as well), ignore for autoregression."""
     eos_cap: int | None = None
     """Most EOS that eos_capped puts behind a conversation."""
-    over_long: Literal["error", "drop", "cut"] = "error"
-    """What to do with conversations longer than context_length: stop, drop and count them, or cut their ends off."""
+    over_long: OverLong = "error"
+    """What to do with conversations, or neatly packed documents, longer than context_length: stop, drop and count them,
+    or cut their ends off."""
     cache_dir: str | None = None
     """Folder that keeps tokenised text between runs; default: the run folder."""
 
@@ -78,6 +85,12 @@ class DataSettings:
             (self.prompt_field is None) == (self.answer_field is None),
             f"prompt_field and answer_field belong together, got {self.prompt_field} and {self.answer_field}.",
         )
+        is_true(
+            not self.neat_packing or self.pad_mode in (None, "block", "ignore"),
+            f"data.neat_packing puts conversations side by side, where pad_mode `{self.pad_mode}`, which fills a row "
+            "up behind its only one, has no place. Set data.pad_mode=ignore (with block diffusion: block), or "
+            "data.neat_packing=false.",
+        )
         self._check_format()
 
     def _check_format(self) -> None:
@@ -90,3 +103,8 @@ class DataSettings:
                 f"data.{name} is not used by data.format `{self.format}`, got {getattr(self, name)!r}. It belongs to "
                 f"`{'chat' if self.format == 'text' else 'text'}`.",
             )
+        is_true(
+            self.format == "chat" or self.neat_packing or self.over_long == "error",
+            f"data.over_long is not used by data.format `text`, whose documents go on in the next row, got "
+            f"{self.over_long!r}. It belongs to `chat` and to data.neat_packing.",
+        )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from unmask.data.chat import Conversation, Conversations
 from unmask.data.chat_rows import ChatRows
 from unmask.data.chat_tokens import ChatDocuments, ChatEncoder
+from unmask.data.neat import NeatRows
 from unmask.data.packing import PackedText
 from unmask.data.rows import Rows
 from unmask.data.sources import Sources, held_out
@@ -21,15 +22,38 @@ from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError, SettingsError
 from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
+from unmask.models.source import read_source
 from unmask.models.tokenizers import byte_tokenizer, end_id, load_tokenizer, start_id, train_bpe
 from unmask.runs import locate
-from unmask.settings.data import DataSettings
+from unmask.settings.data import DataSettings, PadMode
+from unmask.settings.model import DEFAULT_BLOCK_LENGTH
+from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T", str, Conversation)
+_DEFAULT_PAD_MODE: dict[str, PadMode] = {
+    "autoregressive": "ignore",
+    "masked_diffusion": "eos_supervised",
+    "block_diffusion": "block",
+}
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What stands behind a document or conversation in its row.
+
+    Attributes:
+        pad_mode: as in the settings; `block` also for text.
+        length: with `block`, the multiple that documents are filled up to; else 1.
+        eos: the id that fills up, or None.
+    """
+
+    pad_mode: PadMode
+    length: int
+    eos: int | None
 
 
 @dataclass(frozen=True)
@@ -83,15 +107,26 @@ def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> TrainingText:
+def prepare_text(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, *, block_length: int | None = None
+) -> TrainingText:
     """Tokenise (once, into `folder`) a recipe's text or conversations and make rows of them.
 
+    Args:
+        recipe: what is trained on what.
+        tokenizer: that does it.
+        folder: for the tokens.
+        block_length: the model's, where there is one already; default: that of the checkpoint that the recipe starts
+            from, of which only the configuration is read.
+
     Raises:
-        DataError: a part is empty, or a conversation too long.
+        DataError: a part is empty, or a document or conversation too long.
+        SettingsError: the rows cannot be filled up as the recipe says.
     """
     data = recipe.data
+    filling = _filling(recipe, tokenizer, block_length)
     text, skipped = _tokenized(data, tokenizer, folder, is_held_out=False)
-    train = _rows(text, recipe, tokenizer)
+    train = _rows(text, data, filling, tokenizer)
     if not data.validation and data.validation_fraction == 0:
         return TrainingText(train, None, skipped)
     text, skipped_there = _tokenized(data, tokenizer, folder, is_held_out=True)
@@ -100,7 +135,18 @@ def prepare_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Pat
             "The held-out part is empty: give data.validation, raise data.validation_fraction "
             f"({data.validation_fraction}), split the text with data.separator, or set data.validation_fraction=0."
         )
-    return TrainingText(train, _rows(text, recipe, tokenizer), skipped + skipped_there)
+    return TrainingText(train, _rows(text, data, filling, tokenizer), skipped + skipped_there)
+
+
+def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None) -> int:
+    """The multiple that documents are filled up to: the block length at the end of the run, 1 without block diffusion.
+
+    That is the one that is decoded with. In a curriculum's stages with shorter blocks the objective leaves the rest of
+    the filling out; in those with longer ones the last block is a shorter one.
+    """
+    if settings.method != "block_diffusion":
+        return 1
+    return (*settings.block_lengths[-1:], checkpoint_block_length or DEFAULT_BLOCK_LENGTH)[0]
 
 
 def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
@@ -201,24 +247,72 @@ def _write(
     return documents.refused
 
 
-def _rows(text: TokenizedText, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Packed text, or a conversation in each row; held-out rows are filled up as those that are learned from."""
-    data = recipe.data
-    if data.format == "text":
-        return PackedText(text, context_length=data.context_length, bos=start_id(tokenizer))
-    by_method = "ignore" if recipe.objective.method == "autoregressive" else "eos_supervised"
+def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: int | None) -> Filling:
+    """How a recipe's rows are filled up.
+
+    Raises:
+        SettingsError: they cannot be.
+    """
+    data, method = recipe.data, recipe.objective.method
+    by_method = _DEFAULT_PAD_MODE[method] if data.format == "chat" or method == "block_diffusion" else "ignore"
     pad_mode = data.pad_mode or by_method
-    if pad_mode != "ignore" and end_id(tokenizer) is None:
+    if pad_mode == "ignore":
+        return Filling(pad_mode, 1, None)
+    if pad_mode == "block" and method != "block_diffusion":
         raise SettingsError(
-            f"data.pad_mode `{pad_mode}` fills rows up with the end-of-text token, and this tokenizer has none. Set "
-            "data.pad_mode=ignore."
+            f"data.pad_mode `block` fills up the last block of block diffusion, and objective.method is `{method}`. "
+            f"Set data.pad_mode={'ignore' if data.neat_packing else _DEFAULT_PAD_MODE[method]}."
         )
+    if pad_mode != "block" and data.neat_packing:
+        raise SettingsError(
+            f"data.neat_packing puts conversations side by side, where pad_mode `{pad_mode}`, the default of {method}, "
+            "has no place. Set data.pad_mode=ignore or data.neat_packing=false."
+        )
+    if end_id(tokenizer) is None:
+        remedy = "Set data.pad_mode=ignore." if data.format == "chat" else "Choose another with data.tokenizer."
+        raise SettingsError(
+            f"data.pad_mode `{pad_mode}` fills rows up with the end-of-text token, and this tokenizer has none. "
+            f"{remedy}"
+        )
+    if pad_mode != "block":
+        return Filling(pad_mode, 1, end_id(tokenizer))
+    if block_length is None and not recipe.objective.block_lengths:
+        block_length = _block_length(recipe)
+    length = fill_length(recipe.objective, block_length)
+    if data.context_length % length and (data.format == "chat" or data.neat_packing):
+        raise SettingsError(
+            f"data.context_length must be a multiple of the block length {length}, so that a last block has room to be "
+            f"filled up, got {data.context_length}. Set data.context_length="
+            f"{max(1, round(data.context_length / length)) * length}, or choose another objective.block_length."
+        )
+    return Filling(pad_mode, length, end_id(tokenizer))
+
+
+def _block_length(recipe: Recipe) -> int | None:
+    """The block length of the checkpoint that a recipe starts from, of which only the configuration is read."""
+    if recipe.model.from_pretrained is None:
+        return None
+    source = locate(recipe.model.from_pretrained)
+    adapter = adapters.find(source)
+    entry = read_source(source).entry if adapter is None else adapter.diffusion
+    return None if entry is None else entry.block_length
+
+
+def _rows(text: TokenizedText, data: DataSettings, filling: Filling, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Packed rows, or a conversation in each; held-out rows are filled up as those that are learned from."""
+    bos = start_id(tokenizer) if data.format == "text" else None
+    size, fill, eos = data.context_length, filling.length, filling.eos
+    if data.neat_packing:
+        return NeatRows(text, context_length=size, over_long=data.over_long, bos=bos, fill=fill, eos=eos)
+    if data.format == "text":
+        return PackedText(text, context_length=size, bos=bos, fill=fill, eos=eos)
     return ChatRows(
         text,
-        context_length=data.context_length,
+        context_length=size,
         over_long=data.over_long,
-        eos=None if pad_mode == "ignore" else end_id(tokenizer),
+        eos=eos,
         eos_cap=data.eos_cap,
+        fill=fill if filling.pad_mode == "block" else None,
     )
 
 

@@ -126,7 +126,8 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     text, checkpoint = prepare(recipe, run, None)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
-    made = objective(recipe.objective, checkpoint.backbone.diffusion, seed=recipe.seed)
+    steps = total_steps(recipe, text.train)
+    made = objective(recipe.objective, checkpoint.backbone.diffusion, seed=recipe.seed, steps=steps)
     rows = rows_of_step(0, batch_size=recipe.training.batch_size, num_rows=len(text.train), seed=recipe.seed)
     batch = text.train.batch(rows, 0, 1, step=0)
     tokenizer = checkpoint.tokenizer

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unmask.data.batch import Batch
 from unmask.data.chat_rows import ChatRows
+from unmask.data.neat import NeatRows
 from unmask.lm import DiffusionLM
 from unmask.models.tokenizers import decode
 from unmask.objectives.example import Example
@@ -38,9 +39,10 @@ def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
     """Samples in Markdown: without a prompt, or for a model of conversations replies to (held-out) prompts."""
     page = f"# Samples of {recipe.name}\n\n"
     rows = text.held_out or text.train
-    if not isinstance(rows, ChatRows):
+    if recipe.data.format == "text":
         outputs = lm.generate(None, recipe.sampling)
         return page + "".join(f"## Sample {number}\n\n{_fenced(one.text)}" for number, one in enumerate(outputs))
+    assert isinstance(rows, ChatRows | NeatRows), "conversations"
     room = lm.backbone.context_length - recipe.sampling.max_new_tokens
     candidates = (rows.prompt(number) for number in range(min(len(rows), _SEARCHED)))
     prompts = list(itertools.islice((one for one in candidates if len(one) <= room), _CHATS))
