@@ -49,7 +49,7 @@ def block_times(batch: Batch, group_BL: Tensor, settings: ObjectiveSettings, *, 
 def trimmed(batch: Batch, block_length: int) -> Batch:
     """The batch without the tokens that fill up more than each document's last block of this length.
 
-    Rows are filled for the largest block of a curriculum; at a smaller one the rest of the filling is padding.
+    Rows are filled for the last block length of a curriculum; at a smaller one the rest of the filling is padding.
     """
     if batch.fill_BL is None:
         return batch
