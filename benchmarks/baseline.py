@@ -113,7 +113,7 @@ def decode_cached(
 def decode_blocks(
     network: PreTrainedModel, prompt_BP: Tensor, *, new_tokens: int, mask_token_id: int, block_length: int
 ) -> Decoded:
-    """SDAR's sampler with one place per forward: blocks behind the stock cache, each written by a forward of its own."""
+    """SDAR's sampler, one place per forward: blocks behind the stock cache, each written by a forward of its own."""
     batch, prompt = prompt_BP.shape
     text_BL = torch.full((batch, prompt + new_tokens), mask_token_id)
     text_BL[:, :prompt] = prompt_BP

@@ -23,6 +23,7 @@ from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
 from unmask.decoding.step import Generated, Row, Run, Step, StopRule
+from unmask.decoding.streaming import Streamer, feed
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
@@ -108,6 +109,7 @@ class DiffusionLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         batch_size: int = 32,
+        streamer: Streamer | None = None,
     ) -> list[Output]:
         """Generate `n` texts for each prompt, prompt by prompt.
 
@@ -115,6 +117,8 @@ class DiffusionLM:
             prompts: one prompt or a batch of any lengths; None generates without a prompt.
             params: one for all prompts or one for each.
             batch_size: rows that are decoded together; results do not depend on it.
+            streamer: of `transformers` or like them, for one prompt and one sample: its `put` is told the prompt and
+                the tokens as they settle, its `put_draft`, if it has one, what may still change.
 
         Raises:
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
@@ -127,7 +131,8 @@ class DiffusionLM:
                 "infill_length belongs to infill, which takes texts with gaps. Use max_new_tokens here."
             )
         pairs = enumerate(zip(encoded, each, strict=True))
-        return self._run([_Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs], batch_size)
+        jobs = [_Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs]
+        return self._run(jobs, batch_size) if streamer is None else [self._streamed(jobs, streamer)]
 
     def infill(
         self,
@@ -250,6 +255,16 @@ class DiffusionLM:
             for index, job, result in zip(group, chosen, run.results(), strict=True):
                 outputs[index] = self._output(result, job)
         return [outputs[index] for index in range(len(jobs))]
+
+    def _streamed(self, jobs: Sequence[_Job], streamer: Streamer) -> Output:
+        if len(jobs) != 1 or jobs[0].params.n != 1:
+            raise SettingsError(
+                f"A streamer takes one text, got {len(jobs)} prompts with n={jobs[0].params.n}. Call it for each."
+            )
+        (job,) = jobs
+        run = self._start([job.row], job.params)
+        feed(streamer, run, job.row.prompt, mask_token_id=self.backbone.diffusion.mask_token_id)
+        return self._output(run.results()[0], job)
 
     def _start(self, rows: list[Row], params: SamplingParams) -> Run:
         longest = max((row.template(params.max_new_tokens) for row in rows), key=len)

@@ -72,9 +72,9 @@ def settings(kind: type[T], parsed: argparse.Namespace, **defaults: Any) -> T:
 
 
 def add_sampling(target: Parser, title: str = "sampling", *, skip: Collection[str] = ()) -> None:
-    """The sampling options under our names and under those of LLaDA, Fast-dLLM and Dream; `skip` leaves some out."""
+    """The sampling options under our names and under those of the originals; `skip` leaves some out."""
     add_settings(target, SamplingParams, title, skip=skip)
-    group = target.add_argument_group("sampling, as LLaDA, Fast-dLLM and Dream name it (docs/migration.md)")
+    group = target.add_argument_group("sampling, as LLaDA, Fast-dLLM, Dream and SDAR name it (docs/migration.md)")
     own = {field.name for field in dataclasses.fields(SamplingParams)}
     for name in [*aliases.RENAMED, *aliases.TRANSLATED, *aliases.REFUSED]:
         if name not in own:
@@ -103,6 +103,7 @@ def _meaning(name: str) -> str:
         aliases.RENAMED.get(name)
         or {
             "steps": "denoising_steps, but over all blocks together",
+            "remasking_strategy": "unmasking; entropy_bounded is entropy_bound",
             "alg": "unmasking, with reveal_schedule dream and confidence filtered",
             "threshold": "unmasking threshold, with confidence_threshold",
             "use_cache": "cache prefix",

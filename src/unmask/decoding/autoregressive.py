@@ -63,7 +63,7 @@ class AutoregressiveRun:
         self._flush()
         tokens = self._tokens[row]
         newest = () if row in self._results and len(tokens) < self.forwards else (len(tokens) - 1,)
-        return Step(tuple(tokens), newest, tuple(self._confidence[row]), len(tokens))
+        return Step(tuple(tokens), newest, tuple(self._confidence[row]), len(tokens), len(tokens))
 
     def results(self) -> list[Generated]:
         return [self._results[row] for row in range(len(self._rows))]

@@ -114,6 +114,7 @@ class BlockRun:
             revealed=tuple(newest),
             confidence=tuple(torch.nan if masked else c for c, masked in zip(confidence, hidden, strict=True)),
             forwards=one.forwards,
+            settled=hidden.index(True) if True in hidden and self.params.edit_threshold is None else len(one.tokens),
         )
 
     def results(self) -> list[Generated]:
@@ -300,7 +301,7 @@ class BlockRun:
     def _step_of(self, result: Generated) -> Step:
         last = result.forwards - result.commits
         newest = tuple(place for place, step in enumerate(result.revealed_at) if step == last)
-        return Step(result.token_ids, newest, result.confidence, result.forwards)
+        return Step(result.token_ids, newest, result.confidence, result.forwards, len(result.token_ids))
 
     def _select(self, going: list[int]) -> None:
         index_B = self._host_tensor(going)

@@ -121,11 +121,13 @@ class CanvasRun:
         tokens = self._canvas_BW[at, columns].tolist()
         confidence = self._confidence_BW[at, columns].tolist()
         newest = ((self._revealed_at_BW[at, columns] == progress.steps) & ~self._masked_BW[at, columns]).nonzero()
+        first_mask = masked.index(True) if True in masked else len(masked)
         return Step(
             canvas=tuple(None if hidden else token for token, hidden in zip(tokens, masked, strict=True)),
             revealed=tuple(newest[:, 0].tolist()),
             confidence=tuple(torch.nan if hidden else one for one, hidden in zip(confidence, masked, strict=True)),
             forwards=progress.steps * self._forward.evaluations,
+            settled=first_mask if self.params.remask is None else 0,
         )
 
     def results(self) -> list[Generated]:
@@ -348,4 +350,4 @@ def _blocks(progress: _Progress, width: int) -> list[int]:
 def _finished_step(result: Generated, evaluations: int) -> Step:
     last = result.forwards // evaluations
     newest = tuple(place for place, step in enumerate(result.revealed_at) if step == last)
-    return Step(result.token_ids, newest, result.confidence, result.forwards)
+    return Step(result.token_ids, newest, result.confidence, result.forwards, len(result.token_ids))

@@ -39,6 +39,7 @@ class Step:
         revealed: the places that this step revealed, as indices into the canvas.
         confidence: probability of each token when it was revealed; NaN where still masked.
         forwards: network evaluations so far.
+        settled: how many of the first places nothing can change any more.
         text: the canvas as text, masks as a glyph; filled in where a tokenizer is at hand.
     """
 
@@ -46,6 +47,7 @@ class Step:
     revealed: tuple[int, ...]
     confidence: tuple[float, ...]
     forwards: int
+    settled: int = 0
     text: str = ""
 
 

@@ -1,15 +1,18 @@
-"""The sampling options of LLaDA, Fast-dLLM and Dream under their own names and defaults.
+"""The sampling options of the originals under their own names and defaults.
 
-In: options as the originals spell them. Out: `SamplingParams`, or what is wrong with them. `docs/migration.md` lists
-them all. `steps` of the originals is the total over all blocks; `denoising_steps` is per block.
+In: options as LLaDA, Fast-dLLM and Dream spell them, or (see `block_aliases`) SDAR, JetEngine, LMDeploy and LLaDA2.
+Out: `SamplingParams`, or what is wrong with them. `docs/migration.md` lists them all. `steps` of LLaDA, Fast-dLLM and
+Dream is the total over all blocks; `denoising_steps` is per block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from unmask.errors import SettingsError, nearest
+from unmask.settings import block_aliases
+from unmask.settings.block_aliases import Engine, from_engine
 from unmask.settings.decoding import SamplingParams
 
 Original = Literal["llada", "fast_dllm", "dream"]
@@ -57,9 +60,11 @@ RENAMED = {
     "logits_eos_inf": "suppress_eos",
     "confidence_eos_eot_inf": "defer_eos",
     "method": "canvas_mode",
+    "eb_threshold": "entropy_bound",
+    "stopping_criteria_idx": "stop_token_ids",
 }
 """Options that only have another name here."""
-TRANSLATED = ("steps", "alg", "threshold", "factor", "use_cache", "dual_cache", "eps")
+TRANSLATED = ("steps", "alg", "remasking_strategy", "threshold", "factor", "use_cache", "dual_cache", "eps")
 """Options that mean several of ours, or depend on others."""
 REFUSED = {
     "mask_id": "the mask token comes from the checkpoint",
@@ -81,19 +86,22 @@ _ALGORITHMS = {
 _DREAM_EPSILON = 1e-3
 
 
-def from_original(system: Original, **options: Any) -> SamplingParams:
+def from_original(system: Original | Engine, **options: Any) -> SamplingParams:
     """Sampling parameters from the options of an original's `generate`; what is not given has its default there.
 
     Args:
         system: `llada` (`generate`), `fast_dllm` (`generate`, with use_cache or dual_cache for its cached forms) or
-            `dream` (`diffusion_generate`).
+            `dream` (`diffusion_generate`); `sdar` (`block_diffusion_generate`), `jetengine` (`SamplingParams`),
+            `lmdeploy` (`PytorchEngineConfig` and `GenerationConfig`) or `llada2` (`generate`).
         options: as that function names them.
 
     Raises:
         SettingsError: an option is unknown or has no place here.
     """
+    if system in block_aliases.DEFAULTS:
+        return from_engine(cast("Engine", system), **options)
     if system not in DEFAULTS:
-        raise SettingsError(f"There is no original `{system}`. {nearest(system, DEFAULTS)}")
+        raise SettingsError(f"There is no original `{system}`. {nearest(system, [*DEFAULTS, *block_aliases.DEFAULTS])}")
     known = [*DEFAULTS[system], *REFUSED]
     for name in options:
         if name not in known:
@@ -121,6 +129,9 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
                 raise SettingsError(f"{name} and {ours} are the same option. Give one of them.")
             found[ours] = value
     found |= _algorithm(options)
+    if "remasking_strategy" in options:
+        strategy = str(options["remasking_strategy"])
+        found["unmasking"] = block_aliases.STRATEGIES.get(strategy, strategy)
     found |= _policy(options, str(found.get("unmasking", "low_confidence"))) | _cache(options)
     if float(options.get("eps", _DREAM_EPSILON)) != _DREAM_EPSILON:
         raise SettingsError(f"eps must be {_DREAM_EPSILON}, Dream's own value, got {options['eps']}.")
