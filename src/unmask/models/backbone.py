@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_utils import AttentionInterface
 
-from unmask.attention import Layout, block_mask, dense_mask
+from unmask.attention import Layout, bidirectional, block_causal, block_mask, causal, dense_mask
 from unmask.models.cache import KVCache
 from unmask.models.reading import KEYWORD, hook_last_mlp
 from unmask.settings.model import DiffusionConfig
@@ -89,6 +89,14 @@ class Backbone(nn.Module):
     def num_predictable(self) -> int:
         """How many ids the model may predict: the V of "log V"."""
         return self.diffusion.vocabulary_size - (self.diffusion.mask_token_id is not None)
+
+    def clean_layout(self, document_BL: Tensor) -> Layout:
+        """How the method sees packed documents without noise: causally, block-causally or in both directions."""
+        entry = self.diffusion
+        if entry.method == "block_diffusion":
+            assert entry.block_length is not None, "a block-diffusion checkpoint has a block length"
+            return block_causal(document_BL, entry.block_length)
+        return causal(document_BL) if entry.method == "autoregressive" else bidirectional(document_BL)
 
     def render(self, query: Layout, key: Layout) -> Mask:
         """Draw the attention rule for the active back end.
