@@ -7,6 +7,7 @@ weights in float32. A verdict of None means that the check says nothing here.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -123,7 +124,6 @@ def compiled_equals_eager(bench: Bench, shape: Shape) -> dict[str, Any]:
         "rms_apart": apart,
         "rms_rounding": rounding,
         "tolerance": ROUNDING_RATIO * rounding,
-        "layers_compiled": sum(layer._compiled_call_impl is not None for layer in network.decoder.layers),  # type: ignore[union-attr]
     }
 
 
@@ -133,6 +133,8 @@ def compiled_decoding(bench: Bench, shape: Shape) -> dict[str, Any]:
         raise Skipped("compiling is for accelerators")
     from torch._dynamo.utils import counters
 
+    # Behind a cache every layer is compiled by itself, for it names its number there: few layers tell as much.
+    shape = dataclasses.replace(shape, layers=min(shape.layers, 4))
     network, policy = backbone(shape, bench.device, bench.dtype), Policy(BLOCK)
     context, new_tokens = (QUICK_CONTEXT, QUICK_NEW_TOKENS) if bench.quick else (CONTEXT, 2 * NEW_TOKENS)
     params = policy.params(new_tokens)
@@ -150,7 +152,7 @@ def compiled_decoding(bench: Bench, shape: Shape) -> dict[str, Any]:
     graphs = counters["stats"]["unique_graphs"]
     return {
         "verdict": None,
-        "finding": f"{eager / compiled:.2f} times as fast at batch 1, from {graphs} compiled graphs",
+        "finding": f"{eager / compiled:.2f} times as fast at batch 1, {shape.layers} layers, from {graphs} graphs",
         "tokens_per_second": {"eager": new_tokens / eager, "compiled": new_tokens / compiled},
         "graphs": graphs,
         "equal_tokens": sum(one == other for one, other in zip(plain, ids, strict=True)) / new_tokens,
@@ -163,30 +165,31 @@ Pair = tuple[list[int], Output, Output]
 
 
 def fused_equals_unfused(bench: Bench, shape: Shape) -> dict[str, Any]:
-    """Both ways to commit give the same ids in float32, and in bfloat16 up to near-ties, whose gaps are shown."""
+    """Both ways to commit give the same ids, up to near-ties, whose gaps are shown."""
     network = backbone(shape, bench.device, bench.dtype)
     wide = widened(network)
     found: dict[str, Any] = {}
     for steps in (1, BLOCK):
-        exact, pairs = generated(bench, wide, shape, steps), generated(bench, network, shape, steps)
-        ties = [tie for pair in pairs if (tie := first_difference(network, wide, shape, *pair)) is not None]
-        found[f"F={steps}"] = {
-            "equal_tokens_float32": equal_share(exact),
-            "equal_tokens": equal_share(pairs),
-            "first_differences": ties,
-        }
-        for tie in ties:
-            print(
-                f"  F={steps}, step {tie['step']}: another {tie['kind']}, {tie['gap']:.2g} nats apart; rounding "
-                f"{tie['rounding']:.2g}, gap of the two best tokens {tie['top_2_gap']:.2g}"
-            )
-    ties = [tie for one in found.values() for tie in one["first_differences"]]
-    equal = min(one["equal_tokens_float32"] for one in found.values())
-    largest = max((tie["gap"] / tie["rounding"] for tie in ties), default=0.0)
+        for name, model in (("float32", wide), ("bfloat16", network)):
+            pairs = generated(bench, model, shape, steps)
+            parted = [tie for pair in pairs if (tie := first_difference(network, wide, shape, *pair)) is not None]
+            found[f"F={steps} {name}"] = {"equal_tokens": equal_share(pairs), "first_differences": parted}
+            for tie in parted:
+                print(
+                    f"  F={steps}, {name}, step {tie['step']}: another {tie['kind']}, {tie['gap']:.2g} nats apart; "
+                    f"rounding {tie['rounding']:.2g}, gap of the two best tokens {tie['top_2_gap']:.2g}"
+                )
+    exact, rounded = (
+        [tie for name, one in found.items() if dtype in name for tie in one["first_differences"]]
+        for dtype in ("float32", "bfloat16")
+    )
+    apart = max((tie["gap"] for tie in exact), default=0.0)
+    roundings = max((tie["gap"] / tie["rounding"] for tie in rounded), default=0.0)
     return {
-        "verdict": equal == 1 and largest <= NEAR_TIE,
-        "finding": f"float32: {equal:.1%} of the tokens equal; bfloat16: {len(ties)} texts part"
-        + (f", at choices within {largest:.1f} roundings" if ties else ""),
+        "verdict": apart <= EXACT and roundings <= NEAR_TIE,
+        "finding": f"float32: {len(exact)} texts part, at choices up to {apart:.2g} nats apart; "
+        f"bfloat16: {len(rounded)}, up to {roundings:.1f} roundings",
+        "float32_tolerance": EXACT,
         "near_tie": NEAR_TIE,
         "cases": found,
     }

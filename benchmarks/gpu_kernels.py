@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ from unmask.settings.objective import ObjectiveSettings
 
 # Errors of two kernels against float32: they round at other points, none more often than the other.
 ERROR_RATIO = 2.0
+# Relative, in norm: bfloat16 rounds by 0.002 to 0.004, a few times over.
+ROUNDED = 0.02
 LENGTHS, QUICK_LENGTHS = (1024, 2048, 4096), (64,)
 
 
@@ -48,7 +51,8 @@ class Attended:
         """The output, and with `backward` the gradients of queries, keys and values; `wide` is float32."""
         dtype = torch.float32 if wide else self.gradient.dtype
         inputs = [one.to(dtype).detach().requires_grad_(backward) for one in self.inputs]
-        out, _ = unmask_attention(torch.nn.Identity(), *inputs, mask)
+        query, key, value = inputs
+        out, _ = unmask_attention(torch.nn.Identity(), query, key, value, mask)
         gradients = torch.autograd.grad(out, inputs, self.gradient.to(dtype)) if backward else ()
         return [out.detach(), *gradients]
 
@@ -155,15 +159,16 @@ def cuda_graphs(bench: Bench, shape: Shape) -> dict[str, Any]:
     for rows in (1, 2) if bench.quick else (1, 8, 32):
         for columns in (BLOCK,) if bench.quick else (BLOCK, 8 * BLOCK):
             found[f"{rows} x {columns}"] = _replayed(bench, network, shape, rows, columns, context)
-    equal = [one["equal"] for one in found.values() if "equal" in one]
+    apart = [one["relative_apart"] for one in found.values() if "relative_apart" in one]
     times = "; ".join(
         f"{name}: {one['eager_milliseconds']:.1f} ms, replayed {one['replay_milliseconds']:.1f}"
         for name, one in found.items()
         if "replay_milliseconds" in one
     )
     return {
-        "verdict": all(equal) if equal else None,
-        "finding": times or "no graphs on this device",
+        "verdict": max(apart) <= ROUNDED if apart else None,
+        "finding": f"{max(apart):.2g} apart; {times}" if apart else "no graphs on this device",
+        "tolerance": ROUNDED,
         "cases": found,
     }
 
@@ -188,7 +193,7 @@ def _replayed(bench: Bench, network: Backbone, shape: Shape, rows: int, columns:
     return {
         "eager_milliseconds": eager,
         "replay_milliseconds": replayed,
-        "equal": bool((captured == plain).all()),
+        "relative_apart": float((captured - plain).float().norm() / plain.float().norm()),
     }
 
 
@@ -236,7 +241,8 @@ def cross_entropies(bench: Bench, shape: Shape) -> dict[str, Any]:
     for name, one in found.items():
         one["gradient_apart"] = apart[name]
     return {
-        "verdict": apart["chunks"] <= 0.02,
+        "verdict": apart["chunks"] <= ROUNDED,
+        "tolerance": ROUNDED,
         "finding": "; ".join(
             f"{name}: {one['milliseconds']:.1f} ms" + ("" if one["gib"] is None else f", {one['gib']:.2f} GiB")
             for name, one in found.items()
@@ -254,9 +260,8 @@ def _losses() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     if hasattr(F, "linear_cross_entropy"):
         found["torch's fused"] = lambda hidden, weight, target: F.linear_cross_entropy(hidden, weight, target)
     if importlib.util.find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
-
-        liger = LigerFusedLinearCrossEntropyLoss()
+        module = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy")
+        liger = module.LigerFusedLinearCrossEntropyLoss()
         found["Liger"] = lambda hidden, weight, target: liger(weight, hidden, target)
     return found
 

@@ -61,10 +61,10 @@ def cases(quick: bool) -> list[Case]:
     return [
         Case(long, "flex"),
         Case(long, "flex", compiled=True),
+        Case(long, "flex", master_weights=True),
         Case(short, "dense"),
         Case(short, "flex"),
         Case(short, "dense", compiled=True),
-        Case(long, "flex", master_weights=True),
         Case(long, "dense"),
     ]
 
