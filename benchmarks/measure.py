@@ -274,12 +274,17 @@ def machine() -> dict[str, Any]:
 
 def publish(record: Mapping[str, Any], *, shape: Shape, file: Path | None) -> None:
     """Print the record, with the shape and the machine, as the last line, and write it to a file."""
-    whole = _rounded({**record, "shape": dataclasses.asdict(shape), "machine": machine()})
+    print(json.dumps(written({**record, "shape": dataclasses.asdict(shape), "machine": machine()}, file)))
+
+
+def written(record: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """The record with floats of six significant digits, also written to a file; a bare name lands in results/."""
+    whole = _rounded(dict(record))
     if file is not None:
         target = file if file.parent != Path() else RESULTS / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(whole))
+    return whole
 
 
 def _rounded(value: Any) -> Any:
