@@ -116,7 +116,7 @@ def compiled_equals_eager(bench: Bench, shape: Shape) -> dict[str, Any]:
     plain = uncached_logits(network, shape, ids_BL)
     rounding = rms(plain - uncached_logits(widened(network), shape, ids_BL))
     torch.compiler.reset()
-    network.compile_layers()
+    network.compile_network()
     apart = rms(uncached_logits(network, shape, ids_BL) - plain)
     return {
         "verdict": apart <= ROUNDING_RATIO * rounding,
@@ -147,7 +147,7 @@ def compiled_decoding(bench: Bench, shape: Shape) -> dict[str, Any]:
     eager, plain = min(seconds()), lm.generate(prompts, params)[0].token_ids
     torch.compiler.reset()
     counters.clear()
-    network.compile_layers()
+    network.compile_network()
     compiled, ids = min(seconds()), lm.generate(prompts, params)[0].token_ids
     graphs = counters["stats"]["unique_graphs"]
     return {

@@ -134,7 +134,7 @@ class Trainer:
         recompute(self.network.network, keep_products=False)
         if case.compiled:
             torch.compiler.reset()
-            self.network.compile_layers()
+            self.network.compile_network()
         self.module = TrainingModule(self.network, chunk_rows=SETTINGS.loss_chunk_rows).train()
         self.optimizer = optimizer(self.module, SETTINGS)
         self.objective = objective(ObjectiveSettings(method="block_diffusion"), entry(shape, "block_diffusion"), seed=0)

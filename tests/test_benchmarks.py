@@ -32,28 +32,32 @@ def checked(script: str, target: Path) -> dict[str, Any]:
     return record
 
 
-def check_results(results: dict[str, dict[str, Any]], *, with_memory: bool = True) -> None:
+def check_results(results: dict[str, dict[str, Any]], *, baseline: str, with_memory: bool = True) -> None:
     for name, own in results.items():
         assert own["tokens_per_second"] > 0 and own["tokens_per_cpu_second"] > 0, name
-        assert set(own["speed_over"]) >= {"baseline", "floor: linear layers"}, name
+        assert set(own["speed_over"]) >= {baseline, "floor: linear layers"}, name
         assert name.startswith("floor") or not with_memory or own["memory_mib"] > 0, name
-    assert results["baseline"]["speed_over"]["baseline"] == 1
+    assert results[baseline]["speed_over"][baseline] == 1
 
 
 def test_training_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) -> None:
     record = checked("train.py", tmp_path / "train.json")
-    check_results(record["results"])
-    for ours, theirs in zip(record["losses"]["unmask"], record["losses"]["baseline"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-    assert set(record["breakdown"]) >= {"unmask", "baseline"}
+    for method, our, their in (
+        ("masked_diffusion", "unmask", "baseline"),
+        ("block_diffusion", "unmask, blocks", "baseline, blocks"),
+    ):
+        one = record["methods"][method]
+        check_results(one["results"], baseline=their)
+        assert one["losses"][our] == pytest.approx(one["losses"][their], rel=1e-4)
+        assert set(one["breakdown"]) >= {our, their}
 
 
 def test_decoding_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) -> None:
     record = checked("decode.py", tmp_path / "decode.json")
-    assert set(record["caches"]) == {"none", "prefix", "dual"}
+    assert set(record["caches"]) == {"none", "prefix", "dual", "exact"}
     for cache, batches in record["caches"].items():
         for batch in ("1", "2"):
-            check_results(batches[batch]["results"], with_memory=(cache, batch) == ("none", "1"))
+            check_results(batches[batch]["results"], baseline="baseline", with_memory=(cache, batch) == ("none", "1"))
             assert batches[batch]["equal_tokens"]["float64"] == 1
             assert set(batches[batch]["breakdown"]) == {"unmask", "baseline"}
 
@@ -61,7 +65,10 @@ def test_decoding_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        ("train.Ours.step = lambda self, number: 7.0", "train.checked_losses(train.QUICK)"),
+        (
+            "train.Ours.step = lambda self, number: 7.0",
+            "train.checked_losses(train.QUICK, train.SECTIONS[train.BLOCKS])",
+        ),
         ("decode.Ours.decode = lambda self: ([(0,) * 12], 12)", "decode.checked_identity(decode.QUICK, 1)"),
         ("decode.Ours.decode = lambda self: ([(0,) * 12], 11)", "decode.checked_identity(decode.QUICK, 1)"),
     ],

@@ -304,7 +304,7 @@ class Trainer:
             if probability > 0:
                 self.dropouts.append(kind(self.backbone.decoder, probability, seed=self.recipe.seed))
         if settings.compile:
-            self.backbone.compile_layers()
+            self.backbone.compile_network()
 
     def _prepare_optimizer(self, resume: Path | None) -> None:
         module = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows).train()
