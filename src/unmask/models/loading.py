@@ -180,7 +180,7 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
         dataclasses.replace(
             entry,
             method=settings.method,
-            logit_shift=shift and settings.method != "autoregressive",
+            logit_shift=shift and settings.method == "masked_diffusion",
             schedule=settings.schedule,
             schedule_power=settings.schedule_power,
             block_length=_block_length(entry, settings),

@@ -147,7 +147,8 @@ class Trainer:
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
-            dropout.begin(batch.step, batch.global_row_B, example.ids_BL.shape[1])
+            length, copy_length = example.ids_BL.shape[1], batch.ids_BL.shape[1]
+            dropout.begin(batch.step, batch.global_row_B, length, copy_length=copy_length)
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             loss = self.module(example.to(self.accelerator.device), scale_T)
