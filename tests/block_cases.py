@@ -1,4 +1,4 @@
-"""What the tests of block diffusion share: packed rows of every kind, and networks that the references drive as well."""
+"""What the tests of block diffusion share: packed rows of every kind, and networks that the references drive too."""
 
 from __future__ import annotations
 

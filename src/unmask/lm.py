@@ -28,6 +28,7 @@ from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import loading
 from unmask.models.backbone import AttentionBackend, Backbone
+from unmask.models.cpu_linear import prepare_for_inference
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
 from unmask.models.tokenizers import decode
@@ -85,12 +86,16 @@ class DiffusionLM:
         device_map: str | Mapping[str, Any] | None = None,
         attention_backend: AttentionBackend = "dense",
     ) -> DiffusionLM:
-        """Load a run folder, a model folder or a hub id; arguments as in `unmask.models.loading.load`."""
-        return DiffusionLM(
-            loading.load(
-                locate(name), dtype=dtype, device=device, device_map=device_map, attention_backend=attention_backend
-            )
+        """Load a run folder, a model folder or a hub id; arguments as in `unmask.models.loading.load`.
+
+        On the CPU the linear layers are prepared for decoding (`unmask.models.cpu_linear`), at the cost of memory;
+        `DiffusionLM(loading.load(...))` leaves them as they are.
+        """
+        checkpoint = loading.load(
+            locate(name), dtype=dtype, device=device, device_map=device_map, attention_backend=attention_backend
         )
+        prepare_for_inference(checkpoint.backbone.network)
+        return DiffusionLM(checkpoint)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained`, and plain `transformers`, open."""

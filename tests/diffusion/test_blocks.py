@@ -108,7 +108,9 @@ def test_widening_adds_padding_to_every_field() -> None:
 # --- times -----------------------------------------------------------------------------------------------------------
 
 
-def timed(batch: Batch, block_length: int, made: ObjectiveSettings, seed: int = 0) -> list[dict[tuple[int, int], float]]:
+def timed(
+    batch: Batch, block_length: int, made: ObjectiveSettings, seed: int = 0
+) -> list[dict[tuple[int, int], float]]:
     """The time of each block of each row, under (number of the document's run, number of the block in it)."""
     group_BL = block_groups(batch.document_BL, block_length)
     time_BG = block_times(batch, group_BL, made, seed=seed)
@@ -142,7 +144,9 @@ def test_each_block_each_document_or_the_whole_batch_has_a_time(rows: Rows, bloc
 
 @some
 @given(rows_of_documents(), LENGTHS, st.sampled_from(["block", "sequence", "batch"]), st.data())
-def test_a_clipped_range_squeezes_the_times(rows: Rows, block_length: int, granularity: Any, data: st.DataObject) -> None:
+def test_a_clipped_range_squeezes_the_times(
+    rows: Rows, block_length: int, granularity: Any, data: st.DataObject
+) -> None:
     low, high = sorted(data.draw(st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True)))
     batch = batch_of(rows)
     plain = timed(batch, block_length, chosen(t_granularity=granularity))

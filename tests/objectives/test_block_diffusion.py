@@ -137,7 +137,8 @@ def reference_loss(rows: Rows, made: Example, options: ObjectiveSettings, block_
                 )
                 for place in set(places) & set(size_of):
                     size = size_of[place]
-                    together = sum(place // block_length == other // block_length for other in set(places) & set(size_of))
+                    others = set(places) & set(size_of)
+                    together = sum(place // block_length == other // block_length for other in others)
                     weight = size / together
                     if options.complementary_masks and together < size:
                         weight /= 2
@@ -186,7 +187,7 @@ def test_the_loss_of_any_rows(rows: Rows, block_length: int, complementary: bool
 
 
 def test_bernoulli_weights_are_the_inverse_of_the_chance_to_be_masked() -> None:
-    """At one time for the whole batch there is one weight, and over many steps the share that is masked is its inverse."""
+    """At one time for the whole batch there is one weight, and over many steps the masked share is its inverse."""
     batch = batch_of([[Document(0, 40)]] * 50)
     options = chosen(corruption="bernoulli", t_granularity="batch", mask_ratio_range=(0.25, 0.75))
     for step in range(5):
@@ -270,7 +271,8 @@ def test_a_uniform_predictor_costs_log_v(rows: Rows, block_length: int, kind: di
     if is_counted(kind) and len(made.row_R):
         assert float(made.weight_R.double().sum() / made.denominator_T) == pytest.approx(1, rel=1e-5)
     if options.weighting == "elbo" and options.normalize == "tokens":
-        assert float(made.denominator_T) == sum(map(len, itertools.chain(*itertools.chain(*learned(rows, block_length)))))
+        blocks = itertools.chain(*itertools.chain(*learned(rows, block_length)))
+        assert float(made.denominator_T) == sum(map(len, blocks))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not is_counted(kind)] + [{"schedule": "cosine"}], ids=str)
@@ -331,9 +333,7 @@ def test_a_clipped_range_is_no_bound() -> None:
 def test_a_block_over_everything_is_masked_diffusion(kind: dict[str, Any], block_length: int) -> None:
     batch = batch_of([[Document(2, 6)]] * 5)
     made = example(batch, chosen(**kind), block_length, seed=3)
-    canvas = masked_diffusion.example(
-        batch, ObjectiveSettings(**kind), mask_token_id=MASK, logit_shift=False, seed=3
-    )
+    canvas = masked_diffusion.example(batch, ObjectiveSettings(**kind), mask_token_id=MASK, logit_shift=False, seed=3)
     # Nobody would see the clean half.
     assert torch.equal(made.ids_BL, canvas.ids_BL)
     for name in ("row_R", "target_R", "weight_R", "group_R", "ratio_R", "source_R", "denominator_T"):
@@ -511,9 +511,7 @@ def test_flex_attention_learns_the_same(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [{}, {"complementary_masks": True}], ids=str)
-def test_the_rows_that_the_last_mlp_skips_change_nothing(
-    kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rows_that_the_last_mlp_skips_change_nothing(kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made, network = example(batch_of(ROWS), chosen(**kind), 4), backbone(4)
     loss, gradients = trained(network, made)
     assert float(loss) == pytest.approx(total(network, made), rel=1e-6)

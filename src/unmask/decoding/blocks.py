@@ -6,7 +6,8 @@ so they are kept. The forward that first evaluates a block writes the keys of th
 or that takes a forward of its own; the prompt's whole blocks are written in the same way, and the last block never is.
 Rows may be at different blocks and steps, and finished rows leave the batch. Sources: SDAR (arXiv 2510.06303), BD3-LM
 (2503.09573), LLaDA2.1 for edits.
-Shapes: B unfinished rows, W columns of the text, K places of a block, Q new columns of a forward, R places read.
+Shapes: B unfinished rows, W columns of the text, K places of a block, Q new columns of a forward, R read places, C of them
+that are chosen.
 """
 
 from __future__ import annotations
@@ -91,13 +92,14 @@ class BlockRun:
         """One forward: a step of each row's block, or, without fused commit, the keys of the one before it."""
         commits_apart = self._is_cached and not self.params.fused_commit
         reads = [one.committed == one.start or not commits_apart for one in self._progress]
-        row_R, column_R = self._open(reads)
+        row_R, place_R = self._open(reads)
+        column_R = self._block_BK[row_R, place_R]
         hidden_RD = self._forward(reads, row_R, column_R)
         for one, is_read in zip(self._progress, reads, strict=True):
             one.committed = one.start
             one.steps, one.step, one.commits = one.steps + is_read, one.step + is_read, one.commits + (not is_read)
         if any(reads):
-            self._reveal(hidden_RD, row_R, column_R)
+            self._reveal(hidden_RD, row_R, place_R, column_R)
             self._collect(reads)
 
     def observe(self, row: int) -> Step:
@@ -123,14 +125,14 @@ class BlockRun:
     # --- one forward --------------------------------------------------------------------------------------------------
 
     def _open(self, reads: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the places whose predictions count: masked ones and, to edit them, revealed ones."""
+        """Where predictions count, as rows and places of their blocks: masked ones and, to edit them, revealed ones."""
         open_BK = self._masked_BW.gather(1, self._block_BK)
         if self.params.edit_threshold is not None:
             open_BK = self._block_BK >= self._prompt_B[:, None]
         if not all(reads):
             open_BK = open_BK & torch.tensor(reads, device=open_BK.device)[:, None]
         row_R, place_R = open_BK.nonzero(as_tuple=True)
-        return row_R, self._block_BK[row_R, place_R]
+        return row_R, place_R
 
     def _forward(self, reads: Sequence[bool], row_R: Tensor, column_R: Tensor) -> Tensor:
         """Hidden states [R, D] of the given places.
@@ -184,7 +186,7 @@ class BlockRun:
         ids_BK = self._text_BW[:, self._stored]
         return self.backbone(ids_BK, position_ids_BK, mask, cache=self._cache, read_R=read_R)
 
-    def _reveal(self, hidden_RD: Tensor, row_R: Tensor, column_R: Tensor) -> None:
+    def _reveal(self, hidden_RD: Tensor, row_R: Tensor, place_R: Tensor, column_R: Tensor) -> None:
         """Draw candidates for the open places and write those that the policy chooses."""
         logits_RV = self.backbone.logits(hidden_RD)
         if self.params.repetition_penalty not in (None, 1):
@@ -196,16 +198,16 @@ class BlockRun:
         if self.params.temperature > 0:
             keys = Keys(self._seed_B[row_R], self._sample_B[row_R], column_R, self._step_B[row_R])
         found = candidates(logits_RV, self.params, keys, draw=inverse_cdf)
-        certainty_BW = torch.full(self._text_BW.shape, -torch.inf, dtype=torch.float64, device=row_R.device)
-        certainty_BW[row_R, column_R] = found.certainty_R.double()
-        open_BW = torch.zeros_like(self._masked_BW)
-        open_BW[row_R, column_R] = self._masked_BW[row_R, column_R]
-        reveal_BK = self._chosen(certainty_BW.gather(1, self._block_BK), open_BW.gather(1, self._block_BK))
-        chosen_R = torch.zeros_like(open_BW).scatter_(1, self._block_BK, reveal_BK)[row_R, column_R]
+        certainty_BK = torch.full(self._block_BK.shape, -torch.inf, dtype=torch.float64, device=row_R.device)
+        certainty_BK[row_R, place_R] = found.certainty_R.double()
+        masked_BK = torch.zeros_like(self._block_BK, dtype=torch.bool)
+        masked_BK[row_R, place_R] = self._masked_BW[row_R, column_R]
+        chosen_R = self._chosen(certainty_BK, masked_BK)[row_R, place_R]
         if self.params.edit_threshold is not None:
             found, chosen_R = self._with_edits(logits_RV, found, chosen_R, row_R, column_R)
-        found = Candidates(*(one_R[chosen_R] for one_R in found))
-        self._write(logits_RV[chosen_R], found, row_R[chosen_R], column_R[chosen_R])
+        index_C = chosen_R.nonzero()[:, 0]
+        found = Candidates(*(one_R[index_C] for one_R in found))
+        self._write(logits_RV, found, index_C, row_R[index_C], column_R[index_C])
 
     def _chosen(self, certainty_BK: Tensor, masked_BK: Tensor) -> Tensor:
         """The policy's choice, and everything where a row's steps are used up."""
@@ -233,14 +235,15 @@ class BlockRun:
         merged = (torch.where(edit_R, new_R, old_R) for new_R, old_R in zip(best, found, strict=True))
         return Candidates(*merged), chosen_R | edit_R
 
-    def _write(self, logits_RV: Tensor, found: Candidates, row_R: Tensor, column_R: Tensor) -> None:
-        places = (row_R, column_R)
+    def _write(self, logits_RV: Tensor, found: Candidates, index_C: Tensor, row_C: Tensor, column_C: Tensor) -> None:
+        """Write what was found for the chosen ones of the R places, which `index_C` names."""
+        places = (row_C, column_C)
         self._text_BW[places] = found.token_R
         self._masked_BW[places] = False
         self._confidence_BW[places] = found.confidence_R.double()
-        self._revealed_at_BW[places] = self._step_B[row_R] + 1
+        self._revealed_at_BW[places] = self._step_B[row_C] + 1
         if self.params.trace:
-            said = surprise(logits_RV, found.token_R, self.params.temperature)
+            said = surprise(logits_RV[index_C], found.token_R, self.params.temperature)
             self._log_probability_BW[places], self._entropy_BW[places] = said
 
     # --- progress -----------------------------------------------------------------------------------------------------
