@@ -6,8 +6,8 @@ so they are kept. The forward that first evaluates a block writes the keys of th
 or that takes a forward of its own; the prompt's whole blocks are written in the same way, and the last block never is.
 Rows may be at different blocks and steps, and finished rows leave the batch. Sources: SDAR (arXiv 2510.06303), BD3-LM
 (2503.09573), LLaDA2.1 for edits.
-Shapes: B unfinished rows, W columns of the text, K places of a block, Q new columns of a forward, R read places, C chosen
-ones of these.
+Shapes: B unfinished rows, W columns of the text, K places of a block, Q new columns of a forward, R read places,
+C chosen ones of these.
 """
 
 from __future__ import annotations
