@@ -272,14 +272,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def publish(record: Mapping[str, Any], *, shape: Shape, file: Path | None) -> None:
-    """Print the record, with the shape and the machine, as the last line, and write it to a file."""
-    whole = _rounded({**record, "shape": dataclasses.asdict(shape), "machine": machine()})
+def publish(record: Mapping[str, Any], *, shape: Shape | None, file: Path | None) -> None:
+    """Print the record, with the shape (if it is about one) and the machine, as the last line, and write it to a file."""
+    sizes = {} if shape is None else {"shape": dataclasses.asdict(shape)}
+    whole = _rounded({**record, **sizes, "machine": machine()})
     if file is not None:
-        target = file if file.parent != Path() else RESULTS / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        target(file).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(whole))
+
+
+def target(file: Path) -> Path:
+    """Where a result goes, in a folder that exists: a bare name lands in results/."""
+    found = file if file.parent != Path() else RESULTS / file
+    found.parent.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def _rounded(value: Any) -> Any:
