@@ -3,12 +3,12 @@
     python benchmarks/block_quality.py MODEL [MODEL ...] --autoregressive AR [AR ...] --judge JUDGE --stories FILE
         [--block-lengths N ...] [--json FILE] [--png FILE]
 
-The stories that training holds out are scored (the bound of block diffusion, the exact value of autoregression) and
-their beginnings continued: by blocks at fixed paces (static) and at several confidence thresholds (dynamic), by
-autoregression one token per forward, greedily and at temperature 1.
+The stories that training holds out, at most 250 words of each, are scored (the bound of block diffusion, the exact
+value of autoregression), and their beginnings continued: by blocks at fixed paces (static) and at several confidence
+thresholds (dynamic), by autoregression one token per forward; greedily and at temperature 1.
 Quality: nats per byte of the continuations under the judge, another model with another tokenizer. A text that repeats
-itself is likely under any judge, so the variety of the words stands beside it. Forwards are those of the texts
-themselves; CPU seconds are of one thread. Written: JSON, a CSV of the same name, and the picture. Last line: one record.
+itself is likely under any judge, so the variety of the words stands beside it. CPU seconds are those of one thread.
+Written: JSON, a CSV of the same name, and the picture. Last line: one record.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 
-PROMPT_WORDS, COUNTED_WORDS = 8, 50
+PROMPT_WORDS, COUNTED_WORDS, SCORED_WORDS = 8, 50, 250
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 TEMPERATURES = (0.0, 1.0)
 SCORING = EvaluationSettings(masks_per_sequence=16, batch_size=32)
 
 
 def stories(file: Path, number: int) -> list[str]:
-    """The first stories that a run with the default share of held-out text does not train on."""
+    """Stories, as far as they are scored, that a run with the default share of held-out text does not train on."""
     with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"].strip() for line in lines]
-    return [text for text in texts if held_out(text, DataSettings().validation_fraction)][:number]
+    unseen = [text for text in texts if held_out(text, DataSettings().validation_fraction)][:number]
+    beginnings = (re.match(rf"(\S+\s*){{1,{SCORED_WORDS}}}", text) for text in unseen)
+    return [found[0].rstrip() for found in beginnings if found]
 
 
 def beginning(story: str) -> str:

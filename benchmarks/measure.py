@@ -273,7 +273,7 @@ def machine() -> dict[str, Any]:
 
 
 def publish(record: Mapping[str, Any], *, shape: Shape | None, file: Path | None) -> None:
-    """Print the record, with the shape (if it is about one) and the machine, as the last line, and write it to a file."""
+    """Print the record, with its shape, if it has one, and the machine, as the last line, and write it to a file."""
     sizes = {} if shape is None else {"shape": dataclasses.asdict(shape)}
     whole = _rounded({**record, **sizes, "machine": machine()})
     if file is not None:

@@ -1,8 +1,10 @@
 """The measures of `benchmarks/block_quality.py` against slower ones, and what it writes."""
 
 import csv
+import gzip
 import importlib
 import itertools
+import json
 import math
 import statistics
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from unmask import DiffusionLM, SamplingParams
+from unmask.data.sources import held_out
 from unmask.models.loading import adapted
 from unmask.outputs import Score
 from unmask.settings.objective import ObjectiveSettings
@@ -31,6 +34,18 @@ def quality() -> Any:
 @pytest.fixture(scope="module")
 def original(shared_data: Path) -> DiffusionLM:
     return DiffusionLM.from_pretrained(shared_data / "checkpoints" / "stories260k", device="cpu")
+
+
+def test_stories_are_the_beginnings_of_held_out_ones(quality: Any, shared_data: Path) -> None:
+    file = shared_data / "text" / "tinystories_sample.jsonl.gz"
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"].strip() for line in lines]
+    unseen = [text for text in texts if held_out(text, 0.05)]
+    found = quality.stories(file, 50)
+    assert len(found) == 50
+    for story, text in zip(found, unseen, strict=False):
+        assert text.startswith(story)
+        assert len(story.split()) == min(250, len(text.split()))
 
 
 class Judge:
@@ -114,7 +129,7 @@ def test_equal_stories_have_masks_of_their_own(quality: Any, shared_data: Path) 
 
 
 def test_the_table_and_the_picture_show_every_setting(quality: Any, tmp_path: Path) -> None:
-    measures = {name: 1.0 for name in ("judge_nats_per_byte", "unigram_entropy")}
+    measures = dict.fromkeys(("judge_nats_per_byte", "unigram_entropy"), 1.0)
     results = [{"model": "real stories", "method": "real"} | measures]
     results += [
         {"model": name, "method": method, "block_length": length, "temperature": temperature, **policy, **measures}
