@@ -20,35 +20,67 @@ from transformers.cache_utils import DynamicLayer
 
 
 class Trainer:
-    """Masked-diffusion training of a stock network.
+    """Diffusion training of a stock network.
 
     Args:
         network: the model with its head.
         learning_rate: of AdamW, without weight decay.
         gathers: take the logits of masked tokens before the cross-entropy, as LLaDA's guidelines do, instead of
             weighting the cross-entropies of all tokens by the mask.
+        block_length: of block diffusion on [noisy | clean]; None: masked diffusion.
     """
 
-    def __init__(self, network: PreTrainedModel, *, learning_rate: float, gathers: bool = False) -> None:
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        *,
+        learning_rate: float,
+        gathers: bool = False,
+        block_length: int | None = None,
+    ) -> None:
         self.network = network.train()
-        self.gathers = gathers
+        self.gathers, self.block_length = gathers, block_length
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, clean_BL: Tensor, noisy_BL: Tensor, masked_BL: Tensor, share_B1: Tensor) -> float:
-        """One optimiser step; the loss. `share_B1` is the share of masked tokens in each row."""
-        logits_BLV = self.network(input_ids=noisy_BL, attention_mask=everything(noisy_BL), use_cache=False).logits
+    def step(self, clean_BL: Tensor, noisy_BL: Tensor, masked_BL: Tensor, share_BL: Tensor) -> float:
+        """One optimiser step; the loss. `share_BL` is the share of masked tokens in each one's row or block."""
+        logits_BLV = self._logits(clean_BL, noisy_BL)
         if self.gathers:
-            share_R = share_B1.expand_as(masked_BL)[masked_BL]
-            loss = (F.cross_entropy(logits_BLV[masked_BL], clean_BL[masked_BL], reduction="none") / share_R).sum()
+            loss_M = F.cross_entropy(logits_BLV[masked_BL], clean_BL[masked_BL], reduction="none")
+            loss = (loss_M / share_BL[masked_BL]).sum()
         else:
             loss_N = F.cross_entropy(logits_BLV.flatten(0, 1), clean_BL.flatten(), reduction="none")
-            loss = (loss_N.view_as(clean_BL) * masked_BL / share_B1).sum()
+            # A block without masks has share 0 and no weight.
+            loss = (loss_N.view_as(clean_BL) * masked_BL / share_BL.clamp(min=1e-6)).sum()
         loss = loss / clean_BL.numel()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def _logits(self, clean_BL: Tensor, noisy_BL: Tensor) -> Tensor:
+        if self.block_length is None:
+            return self.network(input_ids=noisy_BL, attention_mask=everything(noisy_BL), use_cache=False).logits
+        length = clean_BL.shape[1]
+        mask = doubled_mask(length, self.block_length).expand(len(clean_BL), 1, -1, -1)
+        positions_BW = torch.arange(length).repeat(2).expand(len(clean_BL), -1)
+        ids_BW = torch.cat([noisy_BL, clean_BL], dim=1)
+        logits_BWV = self.network(
+            input_ids=ids_BW, attention_mask=mask, position_ids=positions_BW, use_cache=False
+        ).logits
+        return logits_BWV[:, :length]
+
+
+def doubled_mask(length: int, block_length: int) -> Tensor:
+    """BD3-LM's mask over [noisy | clean], bool [2L, 2L]."""
+    block_W = (torch.arange(length) // block_length).repeat(2)
+    clean_W = torch.arange(2 * length) >= length
+    query, key = block_W[:, None], block_W[None]
+    own = (query == key) & ~clean_W[:, None] & ~clean_W
+    before = (query > key) & ~clean_W[:, None] & clean_W
+    among_clean = (query >= key) & clean_W[:, None] & clean_W
+    return own | before | among_clean
 
 
 class Decoded(NamedTuple):

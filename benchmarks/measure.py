@@ -275,10 +275,15 @@ def machine() -> dict[str, Any]:
 def publish(record: Mapping[str, Any], *, shape: Shape | None, file: Path | None) -> None:
     """Print the record, with its shape, if it has one, and the machine, as the last line, and write it to a file."""
     sizes = {} if shape is None else {"shape": dataclasses.asdict(shape)}
-    whole = _rounded({**record, **sizes, "machine": machine()})
+    print(json.dumps(written({**record, **sizes, "machine": machine()}, file)))
+
+
+def written(record: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """The record with floats of six significant digits, also written to a file; a bare name lands in results/."""
+    whole = _rounded(dict(record))
     if file is not None:
         target(file).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(whole))
+    return whole
 
 
 def target(file: Path) -> Path:

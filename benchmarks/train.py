@@ -1,10 +1,11 @@
-"""Training speed and memory: masked diffusion with Unmask against the plain baseline and the bare products.
+"""Training speed and memory: Unmask against the plain baseline and the bare products.
 
     python benchmarks/train.py [--rounds N] [--json FILE] [--quick]
 
-Both contenders start from the same weights and learn from the same masked batches, and their losses must agree. Ours
-draws the masks inside the timed step, as the trainer does; the baseline gets them ready-made. Judged: ours with a step
-split in two micro-batches (`training.micro_batch_size`), which takes the same step. Last line: one record.
+Masked diffusion, then block diffusion on [noisy | clean]. Contenders start from the same weights and learn from the
+same masked batches, and their losses must agree. Ours draws the masks inside the timed step, as the trainer does; the
+baseline gets them ready-made. Judged: ours with a step split into micro-batches (`training.micro_batch_size`), which
+takes the same step. Last line: one record.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from unmask.training.optim import optimizer
 from unmask.training.recomputation import recompute
 
 SETTINGS = TrainingSettings(learning_rate=1e-3, weight_decay=0.0)
-JUDGED = "unmask, micro_batch_size"
-BOUNDS = {"speed": 1.25, "memory": 0.6}
+BLOCKS = "block_diffusion"
 # The baseline may predict the mask token, ours never does: one class in thousands, relatively 3e-5 at the first step.
 LOSS_TOLERANCE = 1e-4
 
@@ -55,7 +55,7 @@ class Ours:
         recompute_elementwise: bool = False,
         micro_batches: int = 1,
     ) -> None:
-        entry = diffusion(shape)
+        entry = diffusion(shape, method)
         self.micro_batches = micro_batches
         self.shape = shape
         network = shape.network()
@@ -84,36 +84,76 @@ class Ours:
 class Baseline:
     """The baseline's training step on the masks that Unmask draws."""
 
-    def __init__(self, shape: Shape, *, gathers: bool = False) -> None:
-        self.shape = shape
-        self.trainer = baseline.Trainer(shape.network(), learning_rate=SETTINGS.learning_rate, gathers=gathers)
+    def __init__(self, shape: Shape, method: str = "masked_diffusion", *, gathers: bool = False) -> None:
+        self.shape, self.method = shape, method
+        self.trainer = baseline.Trainer(
+            shape.network(),
+            learning_rate=SETTINGS.learning_rate,
+            gathers=gathers,
+            block_length=shape.block_length if method == BLOCKS else None,
+        )
 
     def step(self, number: int) -> float:
-        return self.trainer.step(*masked(self.shape, number))
+        return self.trainer.step(*masked(self.shape, number, self.method))
 
 
-CONTENDERS: dict[str, Any] = {
-    "unmask": Ours,
-    JUDGED: functools.partial(Ours, micro_batches=2),
-    "unmask, recompute_elementwise": functools.partial(Ours, recompute_elementwise=True),
-    "baseline": Baseline,
-    "LLaDA's gather": functools.partial(Baseline, gathers=True),
-    "unmask, autoregressive": functools.partial(Ours, method="autoregressive"),
+class Section(NamedTuple):
+    """Contenders that are compared, by name: ours first, then the judged one; and what is asked of that."""
+
+    contenders: dict[str, Any]
+    judged: str
+    baseline: str
+    bounds: dict[str, float]
+
+    @property
+    def checked(self) -> list[str]:
+        """The contenders whose losses must agree."""
+        return [name for name in self.contenders if "autoregressive" not in name and "recompute" not in name]
+
+
+SECTIONS = {
+    "masked_diffusion": Section(
+        {
+            "unmask": Ours,
+            "unmask, micro_batch_size": functools.partial(Ours, micro_batches=2),
+            "unmask, recompute_elementwise": functools.partial(Ours, recompute_elementwise=True),
+            "baseline": Baseline,
+            "LLaDA's gather": functools.partial(Baseline, gathers=True),
+            "unmask, autoregressive": functools.partial(Ours, method="autoregressive"),
+        },
+        judged="unmask, micro_batch_size",
+        baseline="baseline",
+        bounds={"speed": 1.25, "memory": 0.6},
+    ),
+    BLOCKS: Section(
+        {
+            "unmask, blocks": functools.partial(Ours, method=BLOCKS),
+            "unmask, blocks, micro_batch_size": functools.partial(Ours, method=BLOCKS, micro_batches=4),
+            "baseline, blocks": functools.partial(Baseline, method=BLOCKS),
+        },
+        judged="unmask, blocks, micro_batch_size",
+        baseline="baseline, blocks",
+        bounds={"speed": 1.2, "memory": 0.6},
+    ),
 }
+CONTENDERS = {name: make for section in SECTIONS.values() for name, make in section.contenders.items()}
 
 
 class Masked(NamedTuple):
-    """A step's batch as the baseline takes it: [B, L] each, and the share of masked tokens of each row."""
+    """A step's batch as the baseline takes it, and the share of masked tokens in each one's row or block; [B, L]."""
 
     clean_BL: Tensor
     noisy_BL: Tensor
     masked_BL: Tensor
-    share_B1: Tensor
+    share_BL: Tensor
 
 
-def diffusion(shape: Shape) -> DiffusionConfig:
+def diffusion(shape: Shape, method: str) -> DiffusionConfig:
     return DiffusionConfig(
-        method="masked_diffusion", vocabulary_size=shape.vocabulary, mask_token_id=shape.mask_token_id
+        method=method,  # type: ignore[arg-type]
+        vocabulary_size=shape.vocabulary,
+        mask_token_id=shape.mask_token_id,
+        block_length=shape.block_length if method == BLOCKS else None,
     )
 
 
@@ -132,29 +172,32 @@ def batch(shape: Shape, number: int) -> Batch:
 
 
 @functools.cache
-def masked(shape: Shape, number: int) -> Masked:
+def masked(shape: Shape, number: int, method: str) -> Masked:
     """The same batch with the masks of the objective."""
-    noisy_BL = objective(ObjectiveSettings(), diffusion(shape), seed=0)(batch(shape, number)).ids_BL
+    settings = ObjectiveSettings(method=method)  # type: ignore[arg-type]
+    noisy_BL = objective(settings, diffusion(shape, method), seed=0)(batch(shape, number)).ids_BL[:, : shape.length]
     masked_BL = noisy_BL == shape.mask_token_id
-    return Masked(shape.clean_ids(number), noisy_BL, masked_BL, masked_BL.float().mean(dim=1, keepdim=True))
+    length = shape.block_length if method == BLOCKS else shape.length
+    share_BG = masked_BL.float().view(shape.batch, -1, length).mean(dim=2)
+    return Masked(shape.clean_ids(number), noisy_BL, masked_BL, share_BG.repeat_interleave(length, dim=1))
 
 
-def checked_losses(shape: Shape, *, steps: int = 3) -> dict[str, list[float]]:
+def checked_losses(shape: Shape, section: Section, *, steps: int = 3) -> dict[str, list[float]]:
     """The losses of the first steps, which must agree."""
     losses: dict[str, list[float]] = {}
-    for name in ("unmask", JUDGED, "baseline", "LLaDA's gather"):
+    for name in section.checked:
         contender: Contender = CONTENDERS[name](shape)
         losses[name] = [contender.step(number) for number in range(steps)]
-        for number, (our, their) in enumerate(zip(losses["unmask"], losses[name], strict=True)):
+        for number, (our, their) in enumerate(zip(losses[section.checked[0]], losses[name], strict=True)):
             assert abs(our - their) <= LOSS_TOLERANCE * their, f"step {number}: unmask loses {our}, the {name} {their}"
     return losses
 
 
-def timed(shape: Shape, rounds: int) -> dict[str, measure.Times]:
+def timed(shape: Shape, method: str, rounds: int) -> dict[str, measure.Times]:
     """Interleaved times of the contenders and of the floor."""
-    num_read = [int(masked(shape, number).masked_BL.sum()) for number in range(rounds + 1)]
-    floor = Floor(shape, shape.batch, shape.length)
-    jobs = {name: make(shape).step for name, make in CONTENDERS.items()}
+    num_read = [int(masked(shape, number, method).masked_BL.sum()) for number in range(rounds + 1)]
+    floor = Floor(shape, shape.batch, shape.length * (2 if method == BLOCKS else 1))
+    jobs = {name: make(shape).step for name, make in SECTIONS[method].contenders.items()}
     jobs["floor: linear layers"] = lambda number: floor.linears(num_read[number], backward=True)
     jobs["floor: with attention"] = lambda number: floor.everything(num_read[number], backward=True)
     return measure.interleaved(jobs, rounds=rounds)
@@ -171,46 +214,50 @@ def memory(shape: Shape, name: str) -> float:
     return measure.peak_memory(job)
 
 
-def where_time_goes(shape: Shape) -> dict[str, dict[str, float]]:
+def where_time_goes(shape: Shape, section: Section) -> dict[str, dict[str, float]]:
     """One profiled step of ours and of the baseline, after one that warms up."""
     parts = {}
-    for name in ("unmask", JUDGED, "baseline"):
+    for name in (next(iter(section.contenders)), section.judged, section.baseline):
         contender: Contender = CONTENDERS[name](shape)
         contender.step(0)
         parts[name] = measure.breakdown(lambda contender=contender: contender.step(1))
     return parts
 
 
-def main() -> None:
-    measure.one_thread()
-    given = measure.arguments("Time masked-diffusion training.")
-    shape = QUICK if given.quick else REFERENCE
-    if given.memory_of:
-        print(memory(shape, given.memory_of))
-        return
-    losses = checked_losses(shape)
-    times = timed(shape, given.rounds or (1 if given.quick else 9))
-    against = ("baseline", "LLaDA's gather", "floor: linear layers", "floor: with attention")
-    results = measure.results(times, tokens=shape.batch * shape.length, against=against)
-    for name in CONTENDERS:
+def measured(shape: Shape, method: str, rounds: int) -> dict[str, Any]:
+    """Everything about one method, printed on the way."""
+    section = SECTIONS[method]
+    losses = checked_losses(shape, section)
+    against = tuple(name for name in (section.baseline, "LLaDA's gather") if name in section.contenders)
+    against += ("floor: linear layers", "floor: with attention")
+    results = measure.results(timed(shape, method, rounds), tokens=shape.batch * shape.length, against=against)
+    for name in section.contenders:
         results[name] |= measure.memory_in_children(name)
-    parts = where_time_goes(shape)
-    print(f"Training on {shape.batch} x {shape.length} clean tokens per step.\n")
+    parts = where_time_goes(shape, section)
+    print(f"{method} training on {shape.batch} x {shape.length} clean tokens per step.\n")
     print(measure.results_table(results, against=against))
     print("\nWhere the time of a step goes:\n")
     print(measure.breakdown_table(parts))
     verdict = measure.verdict(
         shape,
-        BOUNDS,
-        speed=results[JUDGED]["speed_over"]["baseline"],
-        memory=results[JUDGED]["memory_mib"] / results["baseline"]["memory_mib"],
+        section.bounds,
+        speed=results[section.judged]["speed_over"][section.baseline],
+        memory=results[section.judged]["memory_mib"] / results[section.baseline]["memory_mib"],
     )
-    print()
-    measure.publish(
-        {"benchmark": "train", "losses": losses, "results": results, "verdict": verdict, "breakdown": parts},
-        shape=shape,
-        file=given.json,
-    )
+    print(flush=True)
+    return {"losses": losses, "results": results, "verdict": verdict, "breakdown": parts}
+
+
+def main() -> None:
+    measure.one_thread()
+    given = measure.arguments("Time diffusion training.")
+    shape = QUICK if given.quick else REFERENCE
+    if given.memory_of:
+        print(memory(shape, given.memory_of))
+        return
+    rounds = given.rounds or (1 if given.quick else 9)
+    methods = {method: measured(shape, method, rounds) for method in SECTIONS}
+    measure.publish({"benchmark": "train", "methods": methods}, shape=shape, file=given.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from unmask import attention
 from unmask.attention import Layout
 from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.blocks import BlockRun
@@ -205,7 +204,7 @@ class DiffusionLM:
         """
         ids_BL = torch.as_tensor(ids, device=self.backbone.device)
         if layout is None:
-            layout = self._layout(torch.zeros_like(ids_BL))
+            layout = self.backbone.clean_layout(torch.zeros_like(ids_BL))
         mask = self.backbone.render(layout, layout)
         position_ids_BL = layout.position_ids.expand_as(ids_BL)
         return self.backbone.logits(self.backbone(ids_BL, position_ids_BL, mask))
@@ -226,15 +225,6 @@ class DiffusionLM:
         if one.stop and self.tokenizer is None:
             raise SettingsError("stop texts need a tokenizer, and this checkpoint has none. Use stop_token_ids.")
         return one
-
-    def _layout(self, document_BL: Tensor) -> Layout:
-        """How this model sees clean text."""
-        entry = self.backbone.diffusion
-        if entry.method == "block_diffusion":
-            assert entry.block_length is not None
-            return attention.block_causal(document_BL, entry.block_length)
-        rule = attention.causal if entry.method == "autoregressive" else attention.bidirectional
-        return rule(document_BL)
 
     def _each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):

@@ -147,6 +147,8 @@ def test_rows_that_cannot_be_filled_up_are_refused(chats: Recipe, text: Recipe, 
     )
     alone = changed(chats, data={"pad_mode": "block"}, objective={"method": "autoregressive"})
     refused(alone, r"objective\.method is `autoregressive`\. Set data\.pad_mode=ignore")
+    for mode in ({"pad_mode": "eos_supervised"}, {"pad_mode": "eos_capped", "eos_cap": 9}):
+        refused(changed(chats, data=mode, objective=BLOCKS), r"behind a conversation's last block.*Set data\.pad_mode=bl")
     long = changed(neat, data={"context_length": 63}, objective=BLOCKS)
     refused(long, r"a multiple of the block length 4.*got 63\. Set data\.context_length=64")
     refused(changed(text, objective=BLOCKS), r"this tokenizer has none\. Choose another with data\.tokenizer")

@@ -30,7 +30,8 @@ class AutoregressiveRun:
         self._number_B = list(range(len(rows)))
         self._seed_B = torch.tensor([row.seed for row in rows], device=device)
         self._sample_B = torch.tensor([row.sample for row in rows], device=device)
-        self._cache = backbone.new_cache(len(rows))
+        longest = max(len(row.prompt) for row in rows) + params.max_new_tokens
+        self._cache = backbone.new_cache(len(rows), capacity=longest)
         self._newest: Candidates | None = None
         self._pending: list[Candidates] = []
         self._surprises: list[Surprise] = []

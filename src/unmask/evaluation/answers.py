@@ -3,7 +3,8 @@
 In: pairs of token ids. Out: nats of each answer given its context. The context is visible in every forward and never
 masked. Masked diffusion has a bound with its standard error (`elbo`) or the exact value of one order, left to right
 (`chain_rule`), see `masks`; autoregression is exact in one forward. With a logit shift a token is read in the row
-before it, so that the first one needs a context, as in autoregression.
+before it, so that the first one needs a context, as in autoregression. Block diffusion is masked diffusion of one
+block after the other, each behind the true text before it; short blocks get every mask, which is exact.
 
 A pair that is too long loses tokens on the left of its context; an answer that is too long by itself is scored in full
 windows, of which the last is filled up with what comes before (both as in lm-evaluation-harness).
@@ -22,11 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import PromptError, SettingsError
-from unmask.evaluation.likelihood import is_bound
 from unmask.evaluation.masks import Plan, plan, visible
 from unmask.evaluation.queries import Query, read
 from unmask.models.backbone import Backbone
@@ -105,7 +105,8 @@ def scored(
     """
     asked = [False] * len(pairs) if greedy is None else greedy
     limit = _limit(backbone, settings)
-    pieces = [piece for number, pair in enumerate(pairs) for piece in _pieces(backbone, number, pair, limit)]
+    windows = (window for number, pair in enumerate(pairs) for window in _pieces(backbone, number, pair, limit))
+    pieces = [piece for window in windows for piece in _in_blocks(window, _block_length(backbone))]
     pieces.sort(key=lambda piece: (-len(piece.context) - len(piece.answer), piece.context, piece.answer))
     matches = _greedy_matches(backbone, pieces, asked, settings)
     missing = Counter(piece.pair for piece in pieces)
@@ -123,7 +124,24 @@ def _limit(backbone: Backbone, settings: AnswerSettings) -> int:
     longest = backbone.context_length
     if settings.max_length is not None and settings.max_length > longest:
         raise SettingsError(f"max_length must be at most the model's context, {longest}, got {settings.max_length}.")
-    return (settings.max_length or longest) + (not is_bound(backbone))
+    limit = settings.max_length or longest
+    if backbone.diffusion.method == "block_diffusion":
+        limit -= limit % _block_length(backbone)
+        if limit == 0:
+            raise SettingsError(
+                f"max_length must hold a block ({_block_length(backbone)} tokens), got {settings.max_length}. Raise it."
+            )
+    return limit + _is_causal(backbone)
+
+
+def _is_causal(backbone: Backbone) -> bool:
+    return backbone.diffusion.method == "autoregressive"
+
+
+def _block_length(backbone: Backbone) -> int:
+    """Tokens that are predicted together; 0 is all."""
+    entry = backbone.diffusion
+    return entry.block_length or 0 if entry.method == "block_diffusion" else 0
 
 
 def _pieces(backbone: Backbone, number: int, pair: Pair, limit: int) -> Iterator[_Piece]:
@@ -139,6 +157,16 @@ def _pieces(backbone: Backbone, number: int, pair: Pair, limit: int) -> Iterator
         start, key = start + length, int(noise.hashed(Purpose.MASK, key))
 
 
+def _in_blocks(window: _Piece, block_length: int) -> Iterator[_Piece]:
+    """The parts of a window's answer that are predicted together; with 0 the window itself."""
+    tokens, start = window.context + window.answer, len(window.context)
+    key, lost = window.key, window.lost
+    while start < len(tokens):
+        stop = min((start // block_length + 1) * block_length, len(tokens)) if block_length else len(tokens)
+        yield _Piece(window.pair, tokens[:start], tokens[start:stop], key, lost)
+        start, key, lost = stop, int(noise.hashed(Purpose.MASK, key)), 0
+
+
 def _check(backbone: Backbone, tokens: Sequence[int], *, has_context: bool) -> None:
     entry = backbone.diffusion
     rows = int(backbone.network.config.vocab_size)
@@ -146,7 +174,7 @@ def _check(backbone: Backbone, tokens: Sequence[int], *, has_context: bool) -> N
         raise PromptError(f"Token ids must lie between 0 and {rows - 1}, got {min(tokens)} to {max(tokens)}.")
     if entry.mask_token_id is not None and entry.mask_token_id in tokens:
         raise PromptError("A text to score holds the mask token, which would be read as a hidden token. Remove it.")
-    if not has_context and (entry.logit_shift or not is_bound(backbone)):
+    if not has_context and (entry.logit_shift or _is_causal(backbone)):
         raise PromptError(
             "An answer without context cannot be scored by this model, which reads each token in the row before it. "
             "Put BOS or another token in front."
@@ -185,11 +213,11 @@ def _measured(
 
 
 def _plan(backbone: Backbone, piece: _Piece, settings: AnswerSettings) -> Plan:
-    return plan(len(piece.answer), settings, piece.key) if is_bound(backbone) else visible(len(piece.answer))
+    return plan(len(piece.answer), settings, piece.key) if not _is_causal(backbone) else visible(len(piece.answer))
 
 
 def _reads_left_to_right(backbone: Backbone, piece: _Piece, settings: AnswerSettings) -> bool:
-    return settings.likelihood == "chain_rule" or not is_bound(backbone) or len(piece.answer) == 1
+    return settings.likelihood == "chain_rule" or _is_causal(backbone) or len(piece.answer) == 1
 
 
 def _queries(backbone: Backbone, piece: _Piece, masked_KN: Tensor, read_KN: Tensor, owner: int) -> Iterator[Query]:
@@ -197,9 +225,12 @@ def _queries(backbone: Backbone, piece: _Piece, masked_KN: Tensor, read_KN: Tens
     start, entry = len(piece.context), backbone.diffusion
     ids_KL = torch.tensor(piece.context + piece.answer).repeat(len(masked_KN), 1)
     target_N = ids_KL[0, start:].clone()
-    if is_bound(backbone):
+    behind = -ids_KL.shape[1] % (_block_length(backbone) or 1)
+    if not _is_causal(backbone):
         assert entry.mask_token_id is not None, "a diffusion model has a mask token"
         ids_KL[:, start:].masked_fill_(masked_KN, entry.mask_token_id)
+        # The rest of a block stays masked, as in decoding.
+        ids_KL = nn.functional.pad(ids_KL, (0, behind), value=entry.mask_token_id)
         shift = int(entry.logit_shift)
     else:
         ids_KL, shift = ids_KL[:, :-1].contiguous(), 1

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from unmask import attention
 from unmask.decoding.canvas_forward import guided
 from unmask.errors import PromptError, SettingsError
-from unmask.evaluation.likelihood import is_bound
 from unmask.models.backbone import Backbone
 
 _CHUNK_ROWS = 512
@@ -64,21 +63,22 @@ def read(
     """Evaluate queries in their order; neighbours of similar length pad least.
 
     Args:
-        backbone: in evaluation mode; it sees causally if it is autoregressive, else in both directions.
+        backbone: in evaluation mode; it sees causally if it is autoregressive, block-causally for block diffusion, else
+            in both directions.
         queries: taken one batch ahead of what is yielded.
         batch_size: distinct inputs per forward.
         cfg_scale: guidance; logits = unconditional + (cfg_scale + 1) * (conditional - unconditional).
 
     Raises:
         PromptError: the model is in training mode.
-        SettingsError: guidance for an autoregressive model.
+        SettingsError: guidance for another model than one of masked diffusion.
     """
     if backbone.training:
         raise PromptError("The model is in training mode, where dropout would blur its likelihood. Call .eval() first.")
-    if cfg_scale and not is_bound(backbone):
+    if cfg_scale and backbone.diffusion.method != "masked_diffusion":
         raise SettingsError(
-            f"cfg_scale guides diffusion models, which see a masked prompt; this one is autoregressive (got "
-            f"{cfg_scale}). Leave it at 0."
+            f"cfg_scale guides masked-diffusion models, which see a masked prompt; this one is "
+            f"{backbone.diffusion.method} (got {cfg_scale}). Leave it at 0."
         )
     for group, input_Q in _batches(queries, batch_size, guided_by_context=cfg_scale > 0):
         yield from zip(group, _evaluated(backbone, group, input_Q, cfg_scale), strict=True)
@@ -108,8 +108,7 @@ def _evaluated(backbone: Backbone, group: Sequence[Query], input_Q: Sequence[int
     inputs = list(dict(zip(input_Q, group, strict=True)).values())
     length_B = torch.tensor([len(query.ids_L) for query in inputs])
     ids_BL = nn.utils.rnn.pad_sequence([query.ids_L for query in inputs], batch_first=True)
-    rule = attention.bidirectional if is_bound(backbone) else attention.causal
-    layout = rule(attention.documents(length_B, ids_BL.shape[1])).to(backbone.device)
+    layout = backbone.clean_layout(attention.documents(length_B, ids_BL.shape[1])).to(backbone.device)
     mask = backbone.render(layout, layout)
     flat_R = torch.cat([number * ids_BL.shape[1] + query.row_R for query, number in zip(group, input_Q, strict=True)])
     flat_U, place_R = flat_R.unique(return_inverse=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_utils import AttentionInterface
 
-from unmask.attention import Layout, block_mask, dense_mask
+from unmask.attention import Layout, bidirectional, block_causal, block_mask, causal, dense_mask
 from unmask.models.cache import KVCache
 from unmask.models.reading import KEYWORD, hook_last_mlp
 from unmask.settings.model import DiffusionConfig
@@ -90,6 +90,14 @@ class Backbone(nn.Module):
         """How many ids the model may predict: the V of "log V"."""
         return self.diffusion.vocabulary_size - (self.diffusion.mask_token_id is not None)
 
+    def clean_layout(self, document_BL: Tensor) -> Layout:
+        """How the method sees packed documents without noise: causally, block-causally or in both directions."""
+        entry = self.diffusion
+        if entry.method == "block_diffusion":
+            assert entry.block_length is not None, "a block-diffusion checkpoint has a block length"
+            return block_causal(document_BL, entry.block_length)
+        return causal(document_BL) if entry.method == "autoregressive" else bidirectional(document_BL)
+
     def render(self, query: Layout, key: Layout) -> Mask:
         """Draw the attention rule for the active back end.
 
@@ -116,20 +124,23 @@ class Backbone(nn.Module):
         """
         _check_mask(mask)
         reading = {} if read_R is None else {KEYWORD: read_R}
-        decoder: Any = self.decoder
-        hidden_BLD = decoder.embed_tokens(ids_BL)
+        hidden_BLD = self.decoder.embed_tokens(ids_BL)  # type: ignore[operator]
         rotation = self._rotation(hidden_BLD, position_ids_BL)
-        # Layer by layer: the stock loop draws masks of its own first, up to 8 % of the time of a small forward.
+        return self._through_layers(
+            hidden_BLD,
+            attention_mask=mask,
+            position_ids=position_ids_BL,
+            position_embeddings=rotation,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **reading,
+        )
+
+    def _through_layers(self, hidden_BLD: Tensor, **inputs: Any) -> Tensor:
+        """Layer by layer: the stock loop draws masks of its own first, up to 8 % of the time of a small forward."""
+        decoder: Any = self.decoder
         for layer in decoder.layers:
-            hidden_BLD = layer(
-                hidden_BLD,
-                attention_mask=mask,
-                position_ids=position_ids_BL,
-                position_embeddings=rotation,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **reading,
-            )
+            hidden_BLD = layer(hidden_BLD, **inputs)
         return decoder.norm(hidden_BLD)
 
     def _rotation(self, hidden_BLD: Tensor, position_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,10 +160,9 @@ class Backbone(nn.Module):
         cache.keep(keep)
         return hidden_BQD
 
-    def compile_layers(self) -> None:
-        """Compile each layer with `torch.compile`: all of them have the same code, so one compilation serves them."""
-        for layer in self.decoder.layers:  # type: ignore[union-attr]
-            layer.compile()
+    def compile_network(self) -> None:
+        """Compile what lies between embedding and head with `torch.compile`."""
+        self._through_layers = torch.compile(self._through_layers)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V] of chosen hidden states; the mask token and unused ids are -inf."""
@@ -200,6 +210,8 @@ def unmask_attention(
     """
     _check_mask(attention_mask)
     if isinstance(attention_mask, BlockMask):
+        # Under autocast the norms of queries and keys return float32, which FlexAttention does not cast.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         out = _flex(query.device.type)(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2).contiguous(), None
     batch, heads, length, width = query.shape

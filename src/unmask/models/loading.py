@@ -157,7 +157,8 @@ def create(
     config._attn_implementation = ATTENTION_NAME
     with noise.seeded(Purpose.WEIGHTS, seed):
         network = FAMILIES[settings.family].model()(config)
-    network.to(getattr(torch, settings.dtype))  # type: ignore[arg-type]
+    for parameter in network.parameters():  # the weights alone: rounded, the rotary frequencies would be others
+        parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     entry = DiffusionConfig(method="autoregressive", vocabulary_size=ids)
     return Checkpoint(Backbone(network, entry, attention_backend=attention_backend), tokenizer)
 
@@ -179,7 +180,7 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
         dataclasses.replace(
             entry,
             method=settings.method,
-            logit_shift=shift and settings.method != "autoregressive",
+            logit_shift=shift and settings.method == "masked_diffusion",
             schedule=settings.schedule,
             schedule_power=settings.schedule_power,
             block_length=_block_length(entry, settings),

@@ -263,6 +263,11 @@ def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: i
             f"data.pad_mode `block` fills up the last block of block diffusion, and objective.method is `{method}`. "
             f"Set data.pad_mode={'ignore' if data.neat_packing else _DEFAULT_PAD_MODE[method]}."
         )
+    if pad_mode != "block" and method == "block_diffusion":
+        raise SettingsError(
+            f"data.pad_mode `{pad_mode}` fills rows up far behind a conversation's last block, and objective.method "
+            "block_diffusion learns to fill up that block only. Set data.pad_mode=block or data.pad_mode=ignore."
+        )
     if pad_mode != "block" and data.neat_packing:
         raise SettingsError(
             f"data.neat_packing puts conversations side by side, where pad_mode `{pad_mode}`, the default of {method}, "

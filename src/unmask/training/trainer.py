@@ -147,7 +147,8 @@ class Trainer:
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
-            dropout.begin(batch.step, batch.global_row_B, example.ids_BL.shape[1])
+            length, copy_length = example.ids_BL.shape[1], batch.ids_BL.shape[1]
+            dropout.begin(batch.step, batch.global_row_B, length, copy_length=copy_length)
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             loss = self.module(example.to(self.accelerator.device), scale_T)
@@ -304,7 +305,7 @@ class Trainer:
             if probability > 0:
                 self.dropouts.append(kind(self.backbone.decoder, probability, seed=self.recipe.seed))
         if settings.compile:
-            self.backbone.compile_layers()
+            self.backbone.compile_network()
 
     def _prepare_optimizer(self, resume: Path | None) -> None:
         module = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows).train()
