@@ -23,6 +23,7 @@ PANELS = {
 # Sequential, light to dark, told apart in grey as well: a longer block is a darker one.
 BLOCK_COLOURS = ("#8FD175", METHOD_COLOURS["block_diffusion"], "#2B6A8F", "#3B2A66", "#000000")
 POINTS = ("o", "D", "^", "v")
+PACE_POINTS = ("o", "s", "^", "v")
 
 
 def draw(results: Results, file: Path) -> None:
@@ -65,8 +66,10 @@ def _draw_blocks(axes: Axes, results: Results, measure: str) -> None:
         static = [(one["tokens_per_forward"], one[measure]) for one in own if "confidence_threshold" not in one]
         label = f"{name}, block {length}"
         line = {"color": colour, "linestyle": style, "linewidth": 1.8, "marker": "o", "markersize": 3.5}
-        axes.plot(*zip(*dynamic, strict=True), label=label, **line) if dynamic else None
-        axes.scatter(*zip(*static, strict=True), s=34, facecolors="white", edgecolors=colour, linewidths=1.4, zorder=3)
+        axes.plot(*zip(*dynamic, strict=True), label=f"{label}, thresholds", **line) if dynamic else None
+        hollow = {"s": 34, "facecolors": "white", "edgecolors": colour, "linewidths": 1.4, "zorder": 3}
+        marker = PACE_POINTS[names.index(name) % len(PACE_POINTS)]
+        axes.scatter(*zip(*static, strict=True), marker=marker, label=f"{label}, fixed pace", **hollow)
 
 
 def _draw_others(axes: Axes, results: Results, measure: str) -> None:
