@@ -69,6 +69,11 @@ class ObjectiveSettings:
         named = [length for _, length in self.block_curriculum]
         return tuple(named or ([] if self.block_length is None else [self.block_length]))
 
+    @property
+    def copies(self) -> int:
+        """How often a text stands in the network's input: block diffusion reads it noisy and clean."""
+        return 2 + self.complementary_masks if self.method == "block_diffusion" else 1
+
     def _check_blocks(self) -> None:
         """What belongs to block diffusion alone, and a curriculum that begins at 0 and goes on."""
         if self.method != "block_diffusion":
