@@ -174,7 +174,7 @@ def test_shades_grow_with_the_weight() -> None:
 
 
 def test_what_cannot_be_shown_is_refused() -> None:
-    with pytest.raises(SettingsError, match="autoregressive has no layout `step`.*`causal`"):
+    with pytest.raises(SettingsError, match=r"autoregressive has no layout `step`.*`causal`"):
         attention_map(model("autoregressive"), [1, 2], "step")
     with pytest.raises(SettingsError, match="block of 3 behind it, got 3 tokens"):
         attention_map(model("tidar"), [1, 2, 3], "step")
