@@ -2,8 +2,8 @@
 
 Random bfloat16 weights of Qwen2.5-1.5B's and Qwen3-8B's sizes, in Qwen3's class. A parallel step evaluates k drafts and
 a block of k masks for each number of accepted ones, k (k + 1) tokens in one forward; a linear step k tokens twice.
-The speed-up over autoregression is the tokens that a step accepts, which a trained model decides, over the ratio that is
-measured here: so the table says from how many accepted tokens on a step pays.
+The speed-up over autoregression is the tokens that a step accepts, which a trained model decides, over the ratio that
+is measured here: so the table says from how many accepted tokens on a step pays.
 """
 
 from __future__ import annotations
