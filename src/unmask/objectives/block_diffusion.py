@@ -41,7 +41,7 @@ def example(batch: Batch, settings: ObjectiveSettings, *, mask_token_id: int, bl
     size_B = batch.supervised_BL.sum(dim=1)
     if settings.weighting == "unweighted":
         size_B = torch.stack([one.masked_BL.sum(dim=1) for one in corruptions]).sum(dim=0)
-    return normalized(made, size_B, settings.normalize)
+    return normalized(made, size_B[None], settings.normalize)
 
 
 def with_complement(drawn: Corruption, supervised_BL: Tensor, settings: ObjectiveSettings) -> list[Corruption]:
@@ -101,9 +101,3 @@ def corrupted_example(
         terms=("diffusion",),
         denominator_T=batch.supervised_BL.sum(dtype=torch.float64)[None],
     )
-
-
-def block_length_at(settings: ObjectiveSettings, final: int, step: int, steps: int) -> int:
-    """The block length of a step: the curriculum's, or the final one throughout."""
-    begun = [length for share, length in settings.block_curriculum if step >= round(share * steps)]
-    return begun[-1] if begun else final

@@ -23,8 +23,9 @@ from unmask.training import checkpoint as checkpoints
 from unmask.training.distributed import end, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
+from unmask.training.records import truncate_metrics
 from unmask.training.samples import first_row, sample_page
-from unmask.training.trainer import Trainer, total_steps, truncate_metrics, write_final
+from unmask.training.trainer import Trainer, total_steps, write_final
 
 if TYPE_CHECKING:
     pass
