@@ -36,6 +36,8 @@ class Purpose(enum.IntEnum):
     SPLIT = 11
     ADAPTER = 12
     ADAPTER_DROPOUT = 13
+    DRAFT = 14
+    ACCEPT = 15
 
 
 def _mix(state: Tensor) -> Tensor:

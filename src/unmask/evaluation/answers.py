@@ -135,7 +135,7 @@ def _limit(backbone: Backbone, settings: AnswerSettings) -> int:
 
 
 def _is_causal(backbone: Backbone) -> bool:
-    return backbone.diffusion.method == "autoregressive"
+    return backbone.diffusion.method in ("autoregressive", "tidar")
 
 
 def _block_length(backbone: Backbone) -> int:

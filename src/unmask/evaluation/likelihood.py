@@ -119,7 +119,8 @@ def summed(rows: RowNats, bound: bool) -> Likelihood:
 def is_bound(backbone: Backbone) -> bool:
     """Whether this model's likelihood is only bounded; blocks of one token are predicted by the chain rule."""
     entry = backbone.diffusion
-    return entry.method != "autoregressive" and not (entry.method == "block_diffusion" and entry.block_length == 1)
+    is_exact = entry.method in ("autoregressive", "tidar")
+    return not is_exact and not (entry.method == "block_diffusion" and entry.block_length == 1)
 
 
 @torch.inference_mode()
