@@ -23,6 +23,7 @@ from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
 from unmask.decoding.step import Generated, Row, Run, Step, StopRule
 from unmask.decoding.streaming import Streamer, feed
+from unmask.decoding.tidar import TidarRun
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
@@ -44,8 +45,11 @@ _DEFAULT_DECODING: dict[str, Decoding] = {
     "autoregressive": "autoregressive",
     "masked_diffusion": "canvas",
     "block_diffusion": "blocks",
+    "tidar": "tidar",
 }
-_RUNS = {"autoregressive": AutoregressiveRun, "canvas": CanvasRun, "blocks": BlockRun}
+_RUNS = {"autoregressive": AutoregressiveRun, "canvas": CanvasRun, "blocks": BlockRun, "tidar": TidarRun}
+# What such a checkpoint's block length is a default of.
+_BLOCK_OPTION = {"block_diffusion": "block_length", "tidar": "draft_length"}
 
 
 class DiffusionLM:
@@ -204,8 +208,8 @@ class DiffusionLM:
     def logits(self, ids: Tensor | Sequence[Sequence[int]], *, layout: Layout | None = None) -> Tensor:
         """Raw logits, float [B, L, V], of token ids under a layout; the mask and unused ids are -inf.
 
-        The default layout is the method's own over one document per row: causal for autoregression, block-causal for
-        block diffusion, bidirectional for masked diffusion.
+        The default layout is the method's own over one document per row: causal for autoregression and TiDAR,
+        block-causal for block diffusion, bidirectional for masked diffusion.
         """
         ids_BL = torch.as_tensor(ids, device=self.backbone.device)
         if layout is None:
@@ -218,14 +222,14 @@ class DiffusionLM:
         """The parameters with every default filled in, checked against this model."""
         entry = self.backbone.diffusion
         defaults = entry.decoding
-        if entry.method == "block_diffusion":
-            defaults = {"block_length": entry.block_length} | defaults
+        if entry.method in _BLOCK_OPTION:
+            defaults = {_BLOCK_OPTION[entry.method]: entry.block_length} | defaults
         one = params.resolved(defaults, _DEFAULT_DECODING.get(entry.method, "autoregressive"))
         if one.decoding != "autoregressive" and entry.mask_token_id is None:
             raise SettingsError(
                 f"{one.decoding} decoding needs a mask token, and this {entry.method} checkpoint has none. Use "
-                "decoding `autoregressive`, or train it with objective.method=masked_diffusion (or block_diffusion) "
-                "first."
+                "decoding `autoregressive`, or train it with objective.method=masked_diffusion (or block_diffusion, "
+                "tidar) first."
             )
         if one.stop and self.tokenizer is None:
             raise SettingsError("stop texts need a tokenizer, and this checkpoint has none. Use stop_token_ids.")
@@ -300,6 +304,7 @@ class DiffusionLM:
             log_probability=result.log_probability if params.trace else None,
             entropy=result.entropy if params.trace else None,
             infills=infills,
+            acceptance=result.acceptance,
         )
 
     def _infills(self, tokens: Sequence[int], job: _Job) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ class Purpose(enum.IntEnum):
     ADAPTER = 12
     ADAPTER_DROPOUT = 13
     CLEAN_SHARE = 14
+    DRAFT = 15
+    ACCEPT = 16
 
 
 def _mix(state: Tensor) -> Tensor:

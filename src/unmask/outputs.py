@@ -24,6 +24,7 @@ class Output:
         log_probability: with `trace`, its nats then, in the tempered distribution before any filter.
         entropy: with `trace`, the nats of that distribution.
         infills: the text of each gap, for `infill`.
+        acceptance: for TiDAR, how often a step behind the prefill gave 1, 2, ... of the tokens; else empty.
     """
 
     text: str
@@ -38,11 +39,19 @@ class Output:
     log_probability: tuple[float, ...] | None = None
     entropy: tuple[float, ...] | None = None
     infills: tuple[str, ...] = ()
+    acceptance: tuple[int, ...] = ()
 
     @property
     def tokens_per_forward(self) -> float:
         """Generated tokens for each network evaluation."""
         return len(self.token_ids) / self.forwards
+
+    @property
+    def tokens_per_step(self) -> float:
+        """The same without TiDAR's prefill and the token that it gives; 0 where the prefill gave everything."""
+        if not self.acceptance:
+            return self.tokens_per_forward
+        return (len(self.token_ids) - 1) / max(self.forwards - 1, 1)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def _prompts(words: Sequence[str], file: str | None) -> list[str | None]:
 
 def _print(output: Output, prompt: str | None, *, as_json: bool) -> None:
     if as_json:
-        record = dataclasses.asdict(output) | {"tokens_per_forward": output.tokens_per_forward, "prompt_text": prompt}
+        rates = {"tokens_per_forward": output.tokens_per_forward, "tokens_per_step": output.tokens_per_step}
+        record = dataclasses.asdict(output) | rates | {"prompt_text": prompt}
         print(json.dumps(record, ensure_ascii=False))
     else:
         print(f"{prompt or ''}{output.text}")

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from unmask import attention
-from unmask.decoding.candidates import Candidates, Keys, Surprise, most_likely, penalised, sampled, surprise
+from unmask.decoding.candidates import (
+    Candidates,
+    Keys,
+    Surprise,
+    given,
+    gumbel_drawn,
+    most_likely,
+    penalised,
+    sampled,
+    surprise,
+)
 from unmask.decoding.step import FinishReason, Generated, Row, Step, StopRule
 from unmask.models.backbone import Backbone
 from unmask.settings.decoding import SamplingParams
@@ -96,12 +106,15 @@ class AutoregressiveRun:
     def _candidates(self, logits_BV: Tensor) -> Candidates:
         if self.params.temperature == 0:
             return most_likely(logits_BV)
+        keys = Keys(self._seed_B, self._sample_B, self._cache.length_B, self.forwards)
+        if self.params.verification == "gumbel":
+            return given(logits_BV, gumbel_drawn(logits_BV, self.params, keys))
         return sampled(
             logits_BV,
             temperature=self.params.temperature,
             top_k=self.params.top_k or 0,
             top_p=self.params.top_p or 1.0,
-            keys=Keys(self._seed_B, self._sample_B, self._cache.length_B, self.forwards),
+            keys=keys,
         )
 
     def _flush(self) -> None:

@@ -24,7 +24,8 @@ from unmask.decoding.candidates import Candidates, Keys, candidates, inverse_cdf
 from unmask.decoding.step import Generated, Row, Step, StopRule
 from unmask.models.backbone import Backbone, Mask
 from unmask.noise import Purpose
-from unmask.settings.decoding import DYNAMIC, SamplingParams
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.decoding_options import DYNAMIC
 
 
 @dataclasses.dataclass

@@ -128,25 +128,52 @@ def gumbel_maximum(logits_RV: Tensor, keys: Keys) -> Tensor:
     return (logits_RV.double() - (-uniform_RV.log()).log()).argmax(dim=-1)
 
 
-def inverse_cdf(logits_RV: Tensor, keys: Keys) -> Tensor:
+def gumbel_drawn(logits_RV: Tensor, params: SamplingParams, keys: Keys) -> Tensor:
+    """Tokens of the tempered and filtered distribution by Gumbel noise that the place keys, whatever the step.
+
+    Laws that are close mostly draw the same token at one place, and equal laws always do: so TiDAR's drafts agree with
+    its autoregression, and both draw one text.
+    """
+    return gumbel_maximum(log_law(logits_RV, params), keys._replace(step=0))
+
+
+def inverse_cdf(logits_RV: Tensor, keys: Keys, *, purpose: Purpose = Purpose.TOKEN) -> Tensor:
     """Sample with one uniform per row: the first token, by falling probability, whose cumulative share exceeds it."""
     sorted_RV, order_RV = logits_RV.double().sort(dim=-1, descending=True, stable=True)
-    return _placed(sorted_RV, order_RV, keys)
+    return _placed(sorted_RV, order_RV, keys, purpose)
+
+
+def drawn(logits_RV: Tensor, *, temperature: float, top_k: int, top_p: float, keys: Keys) -> Tensor:
+    """Tokens of the tempered distribution, filtered by top-k and then top-p, with one uniform per row."""
+    sorted_RV, order_RV = (logits_RV.double() / temperature).sort(dim=-1, descending=True, stable=True)
+    return _placed(_kept(sorted_RV, top_k=top_k, top_p=top_p), order_RV, keys, Purpose.TOKEN)
 
 
 def sampled(logits_RV: Tensor, *, temperature: float, top_k: int, top_p: float, keys: Keys) -> Candidates:
-    """Sample from the tempered distribution, filtered by top-k and then top-p, with one uniform per row."""
-    sorted_RV, order_RV = (logits_RV.double() / temperature).sort(dim=-1, descending=True, stable=True)
-    token_R = _placed(_kept(sorted_RV, top_k=top_k, top_p=top_p), order_RV, keys)
+    """What `drawn` draws, and how probable that is without temperature and filters."""
+    return given(logits_RV, drawn(logits_RV, temperature=temperature, top_k=top_k, top_p=top_p, keys=keys))
+
+
+def given(logits_RV: Tensor, token_R: Tensor) -> Candidates:
+    """Tokens chosen by other means, as sure as the logits are of them."""
     confidence_R = _probability(_wide(logits_RV), token_R)
     return Candidates(token_R, confidence_R, confidence_R)
 
 
-def _placed(sorted_RV: Tensor, order_RV: Tensor, keys: Keys) -> Tensor:
+def log_law(logits_RV: Tensor, params: SamplingParams) -> Tensor:
+    """Log-probabilities, float64, of the tempered distribution, filtered by top-k and then top-p."""
+    tempered_RV = logits_RV.double() / params.temperature
+    top_k, top_p = params.top_k or 0, params.top_p or 1.0
+    if top_k > 0 or top_p < 1:
+        tempered_RV = filtered(tempered_RV, top_k=top_k, top_p=top_p)
+    return tempered_RV.log_softmax(dim=-1)
+
+
+def _placed(sorted_RV: Tensor, order_RV: Tensor, keys: Keys, purpose: Purpose) -> Tensor:
     """The drawn tokens of descending logits whose ids stand in `order_RV`."""
     probability_RV = sorted_RV.softmax(dim=-1)
     cumulative_RV = probability_RV.cumsum(dim=-1)
-    uniform_R = noise.uniform(Purpose.TOKEN, *keys).to(sorted_RV.device).expand(sorted_RV.shape[0])
+    uniform_R = noise.uniform(purpose, *keys).to(sorted_RV.device).expand(sorted_RV.shape[0])
     threshold_R1 = (uniform_R * cumulative_RV[:, -1])[:, None]
     place_R1 = (cumulative_RV <= threshold_R1).sum(dim=-1, keepdim=True)
     last_R1 = (probability_RV > 0).sum(dim=-1, keepdim=True) - 1

@@ -25,7 +25,8 @@ from unmask.decoding.remasking import Chances, by_confidence, chances
 from unmask.decoding.step import Generated, Row, Step, StopRule
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
-from unmask.settings.decoding import DYNAMIC, SamplingParams
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.decoding_options import DYNAMIC
 
 
 @dataclasses.dataclass

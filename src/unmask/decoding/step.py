@@ -64,6 +64,8 @@ class Generated:
         confidence: probability of each token when it was revealed.
         log_probability: with `trace`, nats of each token then, in the tempered distribution before any filter.
         entropy: with `trace`, nats of that distribution.
+        acceptance: TiDAR's histogram; entry n-1 counts the steps behind the prefill that gave n of the tokens. A step
+            is one forward, or in the linear mode a draft and what verifies it.
     """
 
     token_ids: tuple[int, ...]
@@ -74,6 +76,7 @@ class Generated:
     confidence: tuple[float, ...]
     log_probability: tuple[float, ...] = ()
     entropy: tuple[float, ...] = ()
+    acceptance: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

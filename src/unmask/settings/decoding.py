@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from unmask.errors import SettingsError
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.decoding_checks import as_autoregressive, as_blocks, as_canvas, as_tidar
+from unmask.settings.decoding_options import COMMON, DEFAULTS, USED_BY
 
-Decoding = Literal["autoregressive", "canvas", "blocks"]
+Decoding = Literal["autoregressive", "canvas", "blocks", "tidar"]
 CanvasMode = Literal["fixed_length", "semi_autoregressive_padding", "semi_autoregressive_origin"]
 Unmasking = Literal[
     "low_confidence",
@@ -30,79 +32,9 @@ EntropyRule = Literal["paper", "jetengine"]
 RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream"]
 Remask = Literal["cap", "rescale", "conf", "loop"]
 CacheKind = Literal["none", "exact", "prefix", "dual"]
-
-_COMMON = ("decoding", "max_new_tokens", "n", "temperature", "seed", "stop", "stop_token_ids", "ignore_eos", "trace")
-_UNMASKING = (
-    "top_k",
-    "top_p",
-    "block_length",
-    "denoising_steps",
-    "unmasking",
-    "confidence",
-    "confidence_threshold",
-    "dynamic_fallback",
-    "factor",
-    "entropy_bound",
-    "entropy_rule",
-    "cache",
-)
-_CANVAS = (
-    *_UNMASKING,
-    "canvas_mode",
-    "reveal_schedule",
-    "reveal_temperature",
-    "remask",
-    "remask_eta",
-    "remask_loop",
-    "cfg_scale",
-    "suppress_eos",
-    "defer_eos",
-    "infill_length",
-)
-_BLOCKS = (*_UNMASKING, "repetition_penalty", "edit_threshold", "edit_steps", "fused_commit")
-_USED_BY: dict[str, tuple[str, ...]] = {
-    "autoregressive": ("top_k", "top_p", "repetition_penalty"),
-    "canvas": _CANVAS,
-    "blocks": _BLOCKS,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "autoregressive": {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0},
-    "blocks": {
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "unmasking": "low_confidence_dynamic",
-        "confidence": "unfiltered",
-        "cache": "exact",
-        "fused_commit": True,
-    },
-    "canvas": {
-        "top_k": 0,
-        "top_p": 1.0,
-        "confidence": "untempered",
-        "reveal_schedule": "linear",
-        "reveal_temperature": 0.0,
-        "cfg_scale": 0.0,
-        "cache": "none",
-        "suppress_eos": False,
-        "defer_eos": False,
-    },
-}
-_BLOCK_LENGTH = 32
-_EDIT_STEPS = 16
-_REMASK_ETA = {"cap": 0.008, "rescale": 0.015, "loop": 0.02, "conf": 1.0}
-_REMASK_LOOP = (0.55, 0.05, 0.9)
-DYNAMIC = ("threshold", "factor", "entropy_bound")
-"""Policies that the model's confidence alone paces, not a number of steps."""
-# Options of single policies, with their defaults there; None must be given.
-_POLICY_OPTIONS: dict[str, dict[str, Any]] = {
-    "confidence_threshold": {"threshold": None, "low_confidence_dynamic": 0.85},
-    "factor": {"factor": None},
-    "dynamic_fallback": {"low_confidence_dynamic": "topk"},
-    "entropy_bound": {"entropy_bound": 0.35},
-    "entropy_rule": {"entropy_bound": "paper"},
-}
-_EXAMPLES = {"confidence_threshold": 0.9, "factor": 1.0}
+DraftMode = Literal["parallel", "linear"]
+Verification = Literal["greedy", "match", "reject", "gumbel"]
+_DEFINITE = {"autoregressive": as_autoregressive, "canvas": as_canvas, "blocks": as_blocks, "tidar": as_tidar}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +45,8 @@ class SamplingParams:
     """
 
     decoding: Decoding | None = None
-    """autoregressive (left to right), canvas (all places at once, LLaDA) or blocks (block by block behind an exact
-    cache, SDAR); default: the checkpoint's."""
+    """autoregressive (left to right), canvas (all places at once, LLaDA), blocks (block by block behind an exact
+    cache, SDAR) or tidar (autoregression that verifies drafts of diffusion); default: the checkpoint's."""
     max_new_tokens: int = 128
     """Tokens to generate at most; a canvas has exactly this many places."""
     n: int = 1
@@ -136,7 +68,7 @@ class SamplingParams:
     top_p: float | None = None
     """Sample among the most likely tokens that hold this share of probability; 1 is off."""
     repetition_penalty: float | None = None
-    """Above 1, makes tokens of the text so far less likely; 1 is off. (autoregressive, blocks)"""
+    """Above 1, makes tokens of the text so far less likely; 1 is off. (autoregressive, blocks, tidar)"""
     canvas_mode: CanvasMode | None = None
     """fixed_length: one block; semi_autoregressive_padding: the whole canvas visible, revealed block by block;
     semi_autoregressive_origin: the canvas ends at the current block. Default: by block_length. (canvas)"""
@@ -195,6 +127,19 @@ class SamplingParams:
     """Reveal end-of-text tokens last. (canvas)"""
     infill_length: tuple[int, ...] = ()
     """Tokens for the gaps of `infill`: one number for all of them, or one each. (canvas)"""
+    draft_length: int | None = None
+    """Tokens that a step drafts and verifies, the first of them for sure; default: the checkpoint's block_length, and
+    any other gives the same text at another pace. (tidar)"""
+    mode: DraftMode | None = None
+    """parallel: one forward verifies and drafts on for every outcome, draft_length * (draft_length + 1) tokens; linear:
+    one forward drafts and one verifies, draft_length tokens each at most; default: parallel. (tidar)"""
+    verification: Verification | None = None
+    """Which drafts stay: those equal to the likeliest token (greedy) or to a drawn one (match), as many as the law of
+    the text allows (reject), or those that the same Gumbel noise picks (gumbel, which autoregression takes too, and
+    then draws the same tokens); default: greedy at temperature 0, else reject. (tidar, autoregressive)"""
+    trust: float | None = None
+    """Share of the autoregressive logits in the law that the text follows; the rest is the diffusion's for the same
+    place. Default: 1, plain autoregression. (tidar)"""
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "infill_length", "remask_loop"):
@@ -210,8 +155,9 @@ class SamplingParams:
         at_least(0, temperature=self.temperature, top_k=self.top_k, reveal_temperature=self.reveal_temperature)
         at_least(0, cfg_scale=self.cfg_scale, factor=self.factor, entropy_bound=self.entropy_bound)
         at_least(0, edit_steps=self.edit_steps)
+        at_least(1, draft_length=self.draft_length)
         in_range(0, 1, confidence_threshold=self.confidence_threshold, remask_eta=self.remask_eta)
-        in_range(0, 1, edit_threshold=self.edit_threshold)
+        in_range(0, 1, edit_threshold=self.edit_threshold, trust=self.trust)
         is_true(
             self.repetition_penalty is None or self.repetition_penalty > 0,
             f"repetition_penalty must be above 0, got {self.repetition_penalty}. 1 turns it off.",
@@ -229,160 +175,15 @@ class SamplingParams:
             SettingsError: an option is set that the chosen decoding does not use, or one is missing.
         """
         decoding = self.decoding or checkpoint.get("decoding") or default_decoding
-        used = _USED_BY[decoding]
+        used = USED_BY[decoding]
         for field in dataclasses.fields(self):
-            if field.name not in _COMMON and field.name not in used and getattr(self, field.name) not in (None, ()):
-                homes = [home for home, names in _USED_BY.items() if field.name in names]
+            if field.name not in COMMON and field.name not in used and getattr(self, field.name) not in (None, ()):
+                homes = [home for home, names in USED_BY.items() if field.name in names]
                 raise SettingsError(
                     f"{field.name} is not used by {decoding} decoding (got {getattr(self, field.name)}). "
                     f"It belongs to {', '.join(homes)}; {decoding} takes: {', '.join(used)}."
                 )
-        defaults = _DEFAULTS[decoding] | {name: value for name, value in checkpoint.items() if name in used}
+        defaults = DEFAULTS[decoding] | {name: value for name, value in checkpoint.items() if name in used}
         unset = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         params = dataclasses.replace(self, decoding=decoding, **unset)
-        if decoding == "blocks":
-            return _as_blocks(params)
-        return params._as_canvas() if decoding == "canvas" else params
-
-    def _as_canvas(self) -> SamplingParams:
-        """Modes, policies and reopening made definite, and their combination checked."""
-        params = dataclasses.replace(
-            self, unmasking=self.unmasking or ("ancestral" if self.remask else "low_confidence_static")
-        )
-        params = _with_policy(params)
-        for check in (_check_pace, _check_remask):
-            check(params)
-        params = _with_blocks(params)
-        if params.remask is not None:
-            eta = _REMASK_ETA[params.remask] if params.remask_eta is None else params.remask_eta
-            loop = (params.remask_loop or _REMASK_LOOP) if params.remask == "loop" else None
-            params = dataclasses.replace(params, remask_eta=eta, remask_loop=loop)
-        return params
-
-
-def _with_policy(params: SamplingParams) -> SamplingParams:
-    """The options of the policy filled in, and those of other policies refused."""
-    found = {}
-    for option, policies in _POLICY_OPTIONS.items():
-        value = getattr(params, option)
-        if params.unmasking in policies:
-            found[option] = policies[params.unmasking] if value is None else value
-            is_true(
-                found[option] is not None,
-                f"unmasking `{params.unmasking}` needs {option}, e.g. {_EXAMPLES.get(option)}.",
-            )
-        elif value is not None:
-            names = " or ".join(f"`{name}`" for name in policies)
-            raise SettingsError(
-                f"{option} is used by unmasking {names} only, got unmasking `{params.unmasking}`. "
-                f"Set unmasking to {names}, or leave {option} out."
-            )
-    return dataclasses.replace(params, **found)
-
-
-def _as_blocks(params: SamplingParams) -> SamplingParams:
-    """Block decoding with everything definite."""
-    params = _with_policy(params)
-    length = params.block_length
-    if length is None:
-        raise SettingsError("blocks decoding needs block_length, and this checkpoint names none. Give it, e.g. 4.")
-    is_true(
-        params.unmasking != "ancestral",
-        "unmasking `ancestral` belongs to canvas decoding. Use low_confidence_static, low_confidence_dynamic, margin, "
-        "entropy, random, sequential, threshold, factor or entropy_bound.",
-    )
-    is_true(
-        params.cache in ("exact", "none"),
-        f"blocks decoding has the caches exact and none, got {params.cache}: its exact cache needs no approximation.",
-    )
-    steps = params.denoising_steps or length
-    is_true(
-        steps <= length,
-        f"denoising_steps must be at most the places of a block ({length}), got {steps}: each step reveals at least "
-        "one token.",
-    )
-    is_true(
-        params.edit_steps is None or params.edit_threshold is not None,
-        f"edit_steps needs edit_threshold, got {params.edit_steps}.",
-    )
-    edit_steps = params.edit_steps
-    if params.edit_threshold is not None and edit_steps is None:
-        edit_steps = _EDIT_STEPS
-    return dataclasses.replace(params, denoising_steps=steps, edit_steps=edit_steps)
-
-
-def _check_pace(params: SamplingParams) -> None:
-    is_true(
-        params.unmasking not in DYNAMIC or params.denoising_steps is None,
-        f"denoising_steps is not used by unmasking `{params.unmasking}`, whose pace the model's confidence sets, got "
-        f"{params.denoising_steps}. Leave it out.",
-    )
-    is_true(
-        not params.reveal_temperature or params.unmasking in ("low_confidence_static", "margin", "entropy"),
-        f"reveal_temperature goes with low_confidence_static, margin or entropy, got unmasking `{params.unmasking}`.",
-    )
-
-
-def _check_remask(params: SamplingParams) -> None:
-    is_true(
-        params.remask is None or params.unmasking == "ancestral",
-        f"remask goes with unmasking `ancestral`, got `{params.unmasking}`. Leave unmasking out.",
-    )
-    is_true(
-        params.remask is not None or params.remask_eta is None,
-        f"remask_eta needs remask, got {params.remask_eta}. Set remask to cap, rescale, conf or loop.",
-    )
-    loop = params.remask_loop
-    is_true(
-        loop is None or params.remask == "loop",
-        f"remask_loop is used by remask `loop` only, got {loop} and remask `{params.remask}`.",
-    )
-    is_true(
-        loop is None or (len(loop) == 3 and 1 > loop[0] > loop[1] >= 0 and 0 < loop[2] < 1),
-        f"remask_loop must be two times between 1 and 0, the larger first, and a share between 0 and 1, got {loop}.",
-    )
-    is_true(
-        params.remask != "loop" or params.reveal_schedule in (None, "linear"),
-        f"remask `loop` has a schedule of its own, got reveal_schedule `{params.reveal_schedule}`. Leave it out.",
-    )
-
-
-def _with_blocks(params: SamplingParams) -> SamplingParams:
-    """The canvas mode and block length that follow from what is given; a fixed length is one block."""
-    length, mode = params.block_length, params.canvas_mode
-    whole = params.max_new_tokens
-    if mode is None:
-        mode = (
-            "fixed_length"
-            if length is None or (length >= whole and not params.infill_length)
-            else "semi_autoregressive_padding"
-        )
-    if mode == "fixed_length":
-        is_true(
-            length is None or length >= whole,
-            f"canvas_mode fixed_length has one block of max_new_tokens ({whole}), got block_length {length}. Use "
-            "semi_autoregressive_padding for shorter blocks.",
-        )
-        length = None
-    else:
-        length = min(length or _BLOCK_LENGTH, whole) if not params.infill_length else length or _BLOCK_LENGTH
-    places = length or whole
-    is_true(
-        params.denoising_steps is None
-        or params.unmasking == "ancestral"
-        or params.denoising_steps <= places
-        or bool(params.infill_length),
-        f"denoising_steps must be at most the places of a block ({places}), got {params.denoising_steps}: each step "
-        "reveals at least one token.",
-    )
-    is_true(
-        params.cache != "exact",
-        "cache `exact` belongs to blocks decoding: in a canvas every token sees the others, so no key stays exact. Use "
-        "none, prefix or dual.",
-    )
-    is_true(
-        params.cache == "none" or mode != "semi_autoregressive_origin",
-        f"cache `{params.cache}` needs the whole canvas in view, got canvas_mode {mode}. Use "
-        "semi_autoregressive_padding.",
-    )
-    return dataclasses.replace(params, canvas_mode=mode, block_length=length)
+        return _DEFINITE[decoding](params)
