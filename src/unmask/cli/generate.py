@@ -65,11 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     seconds = time.perf_counter() - began
     for output in outputs:
         _print(output, prompts[output.prompt] if parsed.suffix is None else "", as_json=parsed.json)
-    tokens, forwards = sum(len(one.token_ids) for one in outputs), sum(one.forwards for one in outputs)
-    print(
-        f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward, {seconds:.2f} s",
-        file=sys.stderr,
-    )
+    print(f"{_rates(outputs)}, {seconds:.2f} s", file=sys.stderr)
     return 0
 
 
@@ -80,6 +76,14 @@ def _prompts(words: Sequence[str], file: str | None) -> list[str | None]:
             raise PromptError(f"There is no prompt file {file} (in {Path.cwd()}).")
         prompts += [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     return prompts or [None]
+
+
+def _rates(outputs: Sequence[Output]) -> str:
+    tokens, forwards = sum(len(one.token_ids) for one in outputs), sum(one.forwards for one in outputs)
+    line = f"{tokens} tokens, {forwards} forwards, {tokens / forwards:.2f} tokens per forward"
+    if all(one.acceptance for one in outputs) and forwards > len(outputs):
+        line += f", {(tokens - len(outputs)) / (forwards - len(outputs)):.2f} without the prefill"
+    return line
 
 
 def _print(output: Output, prompt: str | None, *, as_json: bool) -> None:
