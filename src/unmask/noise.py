@@ -36,9 +36,9 @@ class Purpose(enum.IntEnum):
     SPLIT = 11
     ADAPTER = 12
     ADAPTER_DROPOUT = 13
-    CLEAN_SHARE = 14
-    DRAFT = 15
-    ACCEPT = 16
+    DRAFT = 14
+    ACCEPT = 15
+    CLEAN_SHARE = 16
 
 
 def _mix(state: Tensor) -> Tensor:

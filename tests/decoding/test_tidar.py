@@ -270,6 +270,7 @@ def test_the_head_reads_one_block_only(trust: float, monkeypatch: pytest.MonkeyP
     assert counting.asked[-1] == 4  # a row that ends drafts nothing
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_flex_backend_decodes_the_same() -> None:
     model = trained_model()
     expected = [run(model, PROMPTS, max_new_tokens=6, draft_length=2, mode=mode) for mode in MODES]
