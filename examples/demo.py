@@ -1,11 +1,12 @@
-"""Train, score and watch two tiny language models on Python's own documentation.
+"""Train, score and watch three tiny language models on Python's own documentation.
 
     python examples/demo.py                  # about five minutes on two CPU cores
     python examples/demo.py --scale tiny     # seconds, to see that everything runs
 
-One recipe, two objectives: autoregression (runs/demo-ar) and masked diffusion (runs/demo). Both are scored on the same
-held-out text, both continue the same prompt, and runs/demo keeps curves, samples and a page that replays the denoising.
-Run it again and it goes on where it stopped.
+One recipe, three objectives: autoregression (runs/demo-ar), masked diffusion (runs/demo), and TiDAR, which continues the
+autoregressive model (runs/demo-tidar). All are scored on the same held-out text, two continue the same prompt, and
+runs/demo keeps curves, samples and a page that replays the denoising. In the end the TiDAR model writes one text twice:
+token by token, and by drafts that it verifies itself. Run it again and it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -57,7 +58,13 @@ SCALES = {
         "sampling.max_new_tokens=12",
     ],
 }
-METHODS = {"demo-ar": "autoregressive", "demo": "masked_diffusion"}
+METHODS = {"demo-ar": "autoregressive", "demo": "masked_diffusion", "demo-tidar": "tidar"}
+SIDE_BY_SIDE, BEHIND = ("demo-ar", "demo"), ("demo-tidar",)
+# TiDAR continues the autoregressive model for a third of its steps.
+OWN_OVERRIDES = {
+    "full": {"demo-tidar": ["objective.block_length=4", "training.steps=500", "training.eval_steps=250"]},
+    "tiny": {"demo-tidar": ["objective.block_length=4"]},
+}
 SAMPLING = {
     "demo-ar": SamplingParams(temperature=0.8, top_p=0.95, seed=1, max_new_tokens=64),
     "demo": SamplingParams(temperature=0.8, denoising_steps=32, seed=1, max_new_tokens=64),
@@ -80,22 +87,25 @@ def main() -> None:
     console.rule("1. Read Python's documentation")
     text = _prepare(recipes["demo"])
     console.print(f"{len(text.train):,} rows to train on, {len(text.held_out or ()):,} held out", highlight=False)
-    console.rule("2. Train both, side by side, one core each")
-    _train(arguments.scale, arguments.output_dir, console)
+    console.rule("2. Train two, side by side, one core each; then continue the autoregressive one")
+    for names in (SIDE_BY_SIDE, BEHIND):
+        _train(names, arguments.scale, arguments.output_dir, console)
     runs = {name: RunFolder(Path(arguments.output_dir) / name) for name in METHODS}
     models = {name: DiffusionLM.from_pretrained(run.root, device="cpu") for name, run in runs.items()}
-    console.rule("3. Score both on held-out text")
+    console.rule("3. Score them on held-out text")
     _score(models, recipes, runs["demo"], console)
-    console.rule("4. Let both write")
-    replays = [_generate(name, model, recipes[name], console) for name, model in models.items()]
+    console.rule("4. Let two write")
+    replays = [_generate(name, models[name], recipes[name], console) for name in SIDE_BY_SIDE]
     _write_samples(replays, runs["demo"])
     write_text(runs["demo"].root / "replay.html", html_page(replays[::-1], title="Unmask: two ways to write"))
     loss_curves({METHODS[name]: run.metrics for name, run in runs.items()}, runs["demo"].plots)
+    console.rule("5. One text, token by token and by drafts")
+    _compare(models["demo-tidar"], recipes["demo-tidar"], console)
     console.rule(f"Done in {(time.monotonic() - began) / 60:.1f} minutes")
     for path, what in (
         ("replay.html", "the denoising, step by step; open it in a browser"),
         ("plots/loss.png", "training loss and held-out bits per byte (and loss.csv)"),
-        ("samples/demo.md", "what both wrote"),
+        ("samples/demo.md", "what two of them wrote"),
         ("evaluation.json", "the scores above"),
         ("final", f'the model: unmask generate {runs["demo"].root} "{PROMPT}" --watch'),
     ):
@@ -103,12 +113,15 @@ def main() -> None:
 
 
 def _overrides(name: str, scale: str, output_dir: str) -> list[str]:
+    source = [f"model.from_pretrained={output_dir}/demo-ar"] if name in BEHIND else []
     return [
         f"name={name}",
         f"output_dir={output_dir}",
         f"data.cache_dir={output_dir}/demo-text",
         f"objective.method={METHODS[name]}",
         *SCALES[scale],
+        *source,
+        *OWN_OVERRIDES[scale].get(name, []),
     ]
 
 
@@ -118,11 +131,11 @@ def _prepare(recipe: Recipe) -> TrainingText:
     return prepare_text(recipe, prepare_tokenizer(recipe, folder), folder)
 
 
-def _train(scale: str, output_dir: str, console: Console) -> None:
-    """Two `unmask train` processes, whose lines are shown as they come; tiny models gain nothing from more threads."""
+def _train(names: Sequence[str], scale: str, output_dir: str, console: Console) -> None:
+    """`unmask train` processes, whose lines are shown as they come; tiny models gain nothing from more threads."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = {}
-    for name in METHODS:
+    for name in names:
         command = ["unmask", "train", str(RECIPE), *_overrides(name, scale, output_dir), "--resume", "auto"]
         console.print(shlex.join(command), style="dim", markup=False, highlight=False, soft_wrap=True)
         processes[name] = subprocess.Popen(
@@ -199,6 +212,24 @@ def _generate(name: str, lm: DiffusionLM, recipe: Recipe, console: Console) -> R
         "seconds": f"{seconds:.1f}",
     }
     return Replay(METHODS[name], PROMPT, tuple(frames), facts)
+
+
+def _compare(lm: DiffusionLM, recipe: Recipe, console: Console) -> None:
+    """The same checkpoint decoded by autoregression and by TiDAR: the same text in fewer forwards."""
+    length = min(recipe.sampling.max_new_tokens, 64)
+    ways = {
+        decoding: lm.generate(PROMPT, SamplingParams(decoding=decoding, max_new_tokens=length, ignore_eos=True))[0]
+        for decoding in ("autoregressive", "tidar")
+    }
+    console.print(PROMPT + ways["tidar"].text, style="bold", markup=False, highlight=False)
+    for decoding, output in ways.items():
+        console.print(
+            f"{decoding:>16} | {len(output.token_ids)} tokens, {output.forwards} forwards, "
+            f"{output.tokens_per_forward:.2f} tokens per forward",
+            highlight=False,
+        )
+    same = ways["autoregressive"].token_ids == ways["tidar"].token_ids
+    console.print("The texts are identical." if same else "The texts differ, at a near-tie of float32.")
 
 
 def _write_samples(replays: list[Replay], run: RunFolder) -> None:

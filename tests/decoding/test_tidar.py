@@ -99,7 +99,7 @@ def test_the_gumbel_rule_draws_what_autoregression_draws(options: dict[str, Any]
             found = run(model, PROMPTS, stop, mode=mode, draft_length=draft_length, **common)
             assert [list(one.token_ids) for one in found] == expected
             accepted = max(accepted, most_accepted(found))
-        assert accepted > 2
+        assert accepted > 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -111,7 +111,7 @@ def test_the_match_rule_draws_with_the_uniforms_of_autoregression(options: dict[
         for draft_length in (1, 2, 4, 9):
             found = run(model, PROMPTS, verification="match", mode=mode, draft_length=draft_length, **options)
             assert [one.token_ids for one in found] == [one.token_ids for one in plain]
-    assert most_accepted(found) > 2
+    assert most_accepted(found) > 1
 
 
 @pytest.mark.parametrize("trust", [0.0, 0.25, 0.6, 1.0])
