@@ -3,10 +3,10 @@
     python examples/demo.py                  # about five minutes on two CPU cores
     python examples/demo.py --scale tiny     # seconds, to see that everything runs
 
-One recipe, three objectives: autoregression (runs/demo-ar), masked diffusion (runs/demo), and TiDAR, which continues the
-autoregressive model (runs/demo-tidar). All are scored on the same held-out text, two continue the same prompt, and
-runs/demo keeps curves, samples and a page that replays the denoising. In the end the TiDAR model writes one text twice:
-token by token, and by drafts that it verifies itself. Run it again and it goes on where it stopped.
+One recipe, three objectives: autoregression (runs/demo-ar), masked diffusion (runs/demo), and TiDAR, which continues
+the autoregressive model (runs/demo-tidar). All are scored on the same held-out text, two continue the same prompt, and
+runs/demo keeps curves, samples and a page that replays the denoising. In the end the TiDAR model writes one text
+twice: token by token, and by drafts that it verifies itself. Run it again and it goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -153,3 +153,22 @@ print(json.dumps([verdict, bench.record, bench.failed, speeds]))
     all_read = {"1 autoregressive", "1 F=4 fused", "1 F=2 fused", "1 F=1 fused", "128 autoregressive"}
     for name, speed in by_hand.items():
         assert speeds[name] == pytest.approx(speed, rel=0.005 if name in all_read else 0.05), name
+
+
+@pytest.mark.slow
+def test_the_tidar_run_tests_itself_on_a_cpu(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    words = [" ".join(f"word{(seed * 7 + at * at) % 97}" for at in range(60)) for seed in range(60)]
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in words))
+    target = tmp_path / "tidar.json"
+    options = ["--quick", "--text", str(text), "--output-dir", str(tmp_path / "runs"), "--json", str(target)]
+    record = json.loads(printed(str(FOLDER / "tidar_run.py"), *options).splitlines()[-1])
+    assert json.loads(target.read_text()) == record
+    assert [one["model"] for one in record["likelihood"]] == ["english-ar", "english-tidar"]
+    greedy = [one for one in record["results"] if one["temperature"] == 0 and one["mode"] != "autoregressive"]
+    assert {(one["mode"], one["draft"]) for one in greedy} == {
+        (mode, draft) for mode in ("parallel", "linear") for draft in (1, 2, 4, 8, 16)
+    }
+    for one in greedy:
+        assert one["equal_texts"] == 1 and 1 <= one["tokens_per_step"] <= one["draft"]
+    assert target.with_suffix(".csv").read_text().count("\n") == len(record["results"]) + 1
