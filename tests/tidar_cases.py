@@ -20,9 +20,14 @@ from unmask.objectives.loss import row_losses
 from unmask.settings.model import DiffusionConfig
 from unmask.settings.objective import ObjectiveSettings
 
+ENDLESS = 99
+
 
 class Text(NamedTuple):
-    """A packed document as the reference reads it: where it stands, its tokens, those to learn, the padding behind."""
+    """A packed document as the reference reads it: where it stands, its tokens, those to learn, the padding behind.
+
+    Behind the last document of a row there is always room, however wide the batch is.
+    """
 
     row: int
     start: int
@@ -63,8 +68,10 @@ def texts(batch: Batch) -> Iterator[Text]:
         found = runs(line)
         for number, (document, start, stop) in enumerate(found):
             if document >= 0:
-                behind = found[number + 1] if number + 1 < len(found) else (0, stop, stop)
-                room = behind[2] - behind[1] if behind[0] == -1 else 0
+                behind = found[number + 1 :]
+                room = ENDLESS if len([one for one in behind if one[0] >= 0]) == 0 else 0
+                if room == 0 and behind[0][0] < 0:
+                    room = behind[0][2] - behind[0][1]
                 ids, learned = batch.ids_BL[row, start:stop], batch.supervised_BL[row, start:stop]
                 yield Text(row, start, ids.tolist(), set(learned.nonzero()[:, 0].tolist()), room)
 

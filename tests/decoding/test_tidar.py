@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.references.tidar import Law, Stock, decoded
 from tests.decoding.tidar_cases import (
     PROMPTS,
     autoregressive,
@@ -19,6 +18,7 @@ from tests.decoding.tidar_cases import (
     run,
     trained_model,
 )
+from tests.references.tidar import Law, Stock, decoded
 from unmask.decoding.step import Generated, StopRule
 from unmask.decoding.tidar import TidarRun
 from unmask.models.backbone import Backbone

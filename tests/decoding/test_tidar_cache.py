@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from tests.references.tidar import Law, Stock
 from tests.decoding.tidar_cases import PROMPTS, finished, params_of, random_model, rows_of, run, trained_model
+from tests.references.tidar import Law, Stock
 from unmask.attention import HIDDEN
 from unmask.decoding.step import StopRule
 from unmask.decoding.tidar import TidarRun

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.references.tidar import Law, Stock, chi_square, sequence_law
 from tests.decoding.tidar_cases import finished, params_of, trained_model
+from tests.references.tidar import Law, Stock, chi_square, sequence_law
 from unmask.decoding.step import Row, StopRule
 from unmask.decoding.tidar import TidarRun
 from unmask.decoding.verification import Draft, Places, Verdict, drafted, verified

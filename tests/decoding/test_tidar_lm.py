@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.references.tidar import Stock
 from tests.decoding.tidar_cases import PROMPTS, trained_model
+from tests.references.tidar import Stock
 from unmask.cli.main import main
 from unmask.errors import SettingsError
 from unmask.lm import DiffusionLM

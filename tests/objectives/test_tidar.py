@@ -84,8 +84,8 @@ def test_the_labels_of_figure_three() -> None:
     """A B C D E F, then masks in two blocks of three; G is the last label of the clean half."""
     text = Batch.of_rows([[0, 1, 2, 3, 4, 5, 6]])
     made = example(text, settings(), 3)
-    assert made.ids_BL.tolist() == [[0, 1, 2, 3, 4, 5, 6] + [MASK] * 7]
-    assert made.layout.position_ids.tolist() == [[*range(7), *range(7)]]
+    assert made.ids_BL.tolist() == [[0, 1, 2, 3, 4, 5, 6] + [MASK] * 9 + [0]]  # the third block is whole, then padding
+    assert made.layout.position_ids.tolist() == [[*range(7), *range(9), 0]]
     labels = dict(zip(made.row_R.tolist(), made.target_R.tolist(), strict=True))
     assert {row: labels[row] for row in range(6)} == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
     assert {row: labels[7 + row] for row in range(6)} == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
@@ -98,8 +98,8 @@ def test_the_labels_of_figure_three() -> None:
 def test_the_labels_of_the_split_layout() -> None:
     """The port's form: four clean tokens, then masks; the last clean token predicts the first masked one."""
     made = example(Batch.of_rows([[0, 1, 2, 3, 4, 5, 6, 7, 8]]), settings(**SPLIT), 3)
-    assert made.ids_BL.tolist() == [[0, 1, 2, 3] + [MASK] * 5]
-    assert made.layout.position_ids.tolist() == [[*range(9)]]
+    assert made.ids_BL.tolist() == [[0, 1, 2, 3] + [MASK] * 6 + [0, 0]]  # the second block is whole, then padding
+    assert made.layout.position_ids.tolist() == [[*range(10), 0, 0]]
     pairs = list(zip(made.row_R.tolist(), made.target_R.tolist(), made.term_R.tolist(), strict=True))
     assert pairs == [(0, 1, 0), (1, 2, 0), (2, 3, 0), (3, 4, 0), *((place, place, 1) for place in range(4, 9))]
     assert made.source_R.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7]

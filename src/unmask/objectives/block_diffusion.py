@@ -99,5 +99,6 @@ def corrupted_example(
         ratio_R=torch.cat([one.ratio_BL for one in corruptions], dim=1)[chosen].float(),
         source_R=torch.where(place_BL.flatten()[clean_R] > 0, clean_R - 1, -1),
         terms=("diffusion",),
+        starts=tuple(range(0, len(layout), length)),
         denominator_T=batch.supervised_BL.sum(dtype=torch.float64)[None],
     )

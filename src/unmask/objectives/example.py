@@ -32,6 +32,7 @@ class Example:
         terms: names of the loss terms.
         denominator_T: float64; what each term is divided by, of this micro-batch alone.
         shares: what each term counts for in the loss.
+        starts: the columns at which a copy of the text begins.
     """
 
     ids_BL: Tensor
@@ -46,6 +47,7 @@ class Example:
     terms: tuple[str, ...]
     denominator_T: Tensor
     shares: tuple[float, ...] = (1.0,)
+    starts: tuple[int, ...] = (0,)
 
     def to(self, device: torch.device) -> Example:
         """The same example on another device."""

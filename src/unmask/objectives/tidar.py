@@ -5,7 +5,8 @@ each mask predicts the token in its own place. The loss is (a AR + d diffusion) 
 own tokens (TiDAR, arXiv 2511.08923, section 3.2, where d is 1). Two layouts: `doubled` is [the text | all of it in
 masks], so that every block of the text is learned behind its true prefix (figure 3); `split` is a clean head and the
 rest of the text in masks behind it (the first public port).
-Shapes: B rows, L length, W columns of the input (2L or less), G blocks of a row, R supervised rows, T = 2 terms.
+Shapes: B rows, L length, N columns of the blocks (L, or a block more), W columns of the input (N or L + N), G blocks
+of a row, D documents of a row, R supervised rows, T = 2 terms.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask import attention, noise
 from unmask.attention import Layout
 from unmask.data.batch import Batch
-from unmask.diffusion.blocks import block_groups, block_times, completed, document_lengths, document_numbers
+from unmask.diffusion.blocks import (
+    block_groups,
+    block_times,
+    completed,
+    document_lengths,
+    document_numbers,
+    widened,
+)
 from unmask.diffusion.corruption import corrupt, times
 from unmask.noise import Purpose
 from unmask.objectives.example import Example, normalized
@@ -64,24 +73,24 @@ def stage_at(settings: ObjectiveSettings, *, block_length: int, step: int, steps
 
 @dataclass(frozen=True)
 class _Places:
-    """A batch under a layout: which of its tokens are learned how.
+    """A batch under a layout: which of its tokens are learned how. N columns: L, or a block more.
 
     Attributes:
-        batch: perhaps without the ends of documents, and with last blocks completed from padding.
+        batch: what stands in the blocks, N columns: perhaps without the ends of documents, last blocks completed.
         layout: of the input's W columns.
-        group_BL: number of each token's block within its row.
+        group_BN: number of each token's block within its row.
         next_BL: bool; tokens that the clean row before them predicts.
-        noisy_BL: bool; tokens that have a place in the blocks.
-        added_BL: bool; places that complete a last block and are never read.
+        noisy_BN: bool; tokens that have a place in the blocks.
+        added_BN: bool; places that complete a last block and are never read.
         shift: columns from a token to its place in the blocks.
     """
 
     batch: Batch
     layout: Layout
-    group_BL: Tensor
+    group_BN: Tensor
     next_BL: Tensor
-    noisy_BL: Tensor
-    added_BL: Tensor
+    noisy_BN: Tensor
+    added_BN: Tensor
     shift: int
 
 
@@ -90,25 +99,25 @@ class _Masks:
     """What is masked in the blocks, and what of that is learned.
 
     Attributes:
-        masked_BL: bool; replaced by the mask.
-        learned_BL: bool; masked and supervised.
-        weight_BL: float64; of a learned token.
-        ratio_BL: float64; realised share of masked tokens where it stands.
+        masked_BN: bool; replaced by the mask.
+        learned_BN: bool; masked and supervised.
+        weight_BN: float64; of a learned token.
+        ratio_BN: float64; realised share of masked tokens where it stands.
     """
 
-    masked_BL: Tensor
-    learned_BL: Tensor
-    weight_BL: Tensor
-    ratio_BL: Tensor
+    masked_BN: Tensor
+    learned_BN: Tensor
+    weight_BN: Tensor
+    ratio_BN: Tensor
 
 
 def example(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, mask_token_id: int, seed: int) -> Example:
     """The example of a clean batch, whose terms are `ar` and `diffusion`.
 
     A supervised token is learned from the clean token before it (not the first of its document, which has none) and,
-    where it is masked, in its own place. Nothing is trimmed or filled up with text: where there is padding behind a
-    document, its last block is completed with masks that are never read, so that the length of a block says nothing
-    about where the text ends.
+    where it is masked, in its own place. The last block of a document is completed with masks that are never read
+    (unless another document stands right behind it), so that the length of a block says nothing about where the text
+    ends.
 
     Args:
         batch: clean rows of packed documents.
@@ -121,46 +130,51 @@ def example(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, mask_tok
     split = settings.tidar_layout == "split"
     places = _split(batch, settings, stage, seed=seed) if split else _doubled(batch, stage)
     masks = _masks(places, settings, stage, seed=seed)
-    width, ids_BL = len(places.layout), places.batch.ids_BL
-    noisy_BL = ids_BL.masked_fill(masks.masked_BL, mask_token_id)
+    width, ids_BN = len(places.layout), places.batch.ids_BL
+    noisy_BN = ids_BN.masked_fill(masks.masked_BN, mask_token_id)
     next_at, next_column = places.next_BL.nonzero(as_tuple=True)
-    mask_at, mask_column = masks.learned_BL.nonzero(as_tuple=True)
+    mask_at, mask_column = masks.learned_BN.nonzero(as_tuple=True)
     at_R, column_R = torch.cat([next_at, mask_at]), torch.cat([next_column, mask_column])
     term_R = torch.cat([torch.zeros_like(next_at), torch.ones_like(mask_at)])
     first_R = attention.document_positions(places.batch.document_BL)[at_R, column_R] == 0
     ones_R = torch.ones(len(next_at), dtype=torch.float64, device=at_R.device)
     made = Example(
-        ids_BL=noisy_BL if split else torch.cat([ids_BL, noisy_BL], dim=1),
+        ids_BL=noisy_BN if split else torch.cat([batch.ids_BL, noisy_BN], dim=1),
         layout=places.layout,
         row_R=at_R * width + column_R + torch.where(term_R == 0, -1, places.shift),
-        target_R=ids_BL[at_R, column_R],
-        weight_R=torch.cat([ones_R, masks.weight_BL[mask_at, mask_column]]).float(),
+        target_R=ids_BN[at_R, column_R],
+        weight_R=torch.cat([ones_R, masks.weight_BN[mask_at, mask_column]]).float(),
         term_R=term_R,
         group_R=at_R,
-        ratio_R=torch.cat([ones_R, masks.ratio_BL[mask_at, mask_column]]).float(),
+        ratio_R=torch.cat([ones_R, masks.ratio_BN[mask_at, mask_column]]).float(),
         source_R=torch.where(first_R, -1, at_R * length + column_R - 1),
         terms=TERMS,
         denominator_T=torch.zeros(2, dtype=torch.float64, device=at_R.device),
         shares=stage.shares,
+        starts=(0,) if split else (0, length),
     )
-    counted_BL = masks.learned_BL
+    counted_BN = masks.learned_BN
     if settings.weighting == "elbo":
-        counted_BL = places.batch.supervised_BL & places.noisy_BL
-    return normalized(made, torch.stack([places.next_BL.sum(dim=1), counted_BL.sum(dim=1)]), settings.normalize)
+        counted_BN = places.batch.supervised_BL & places.noisy_BN
+    return normalized(made, torch.stack([places.next_BL.sum(dim=1), counted_BN.sum(dim=1)]), settings.normalize)
 
 
 def _doubled(batch: Batch, stage: Stage) -> _Places:
     """[the text | the text in masks]: every token is predicted from the one before it, and in its block."""
     length = batch.ids_BL.shape[1]
-    batch, added_BL = completed(batch, stage.block_length)
     place_BL = attention.document_positions(batch.document_BL)
+    whole, added_BN = with_whole_blocks(batch, stage.block_length)
+    halves = [
+        attention.causal(batch.document_BL),
+        attention.noisy_blocks(whole.document_BL, stage.block_length),
+    ]
     return _Places(
-        batch=batch,
-        layout=attention.tidar_training(batch.document_BL, stage.block_length),
-        group_BL=block_groups(batch.document_BL, stage.block_length),
+        batch=whole,
+        layout=attention.joined(halves),
+        group_BN=block_groups(whole.document_BL, stage.block_length),
         next_BL=batch.supervised_BL & (place_BL > 0),
-        noisy_BL=batch.document_BL >= 0,
-        added_BL=added_BL,
+        noisy_BN=whole.document_BL >= 0,
+        added_BN=added_BN,
         shift=length,
     )
 
@@ -176,19 +190,38 @@ def _split(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, seed: int
             document_BL=batch.document_BL.masked_fill(beyond_BL, -1),
             supervised_BL=batch.supervised_BL & ~beyond_BL,
         )
-    batch, added_BL = completed(batch, stage.block_length, head_BL=head_BL)
-    used = max(1, int((batch.document_BL >= 0).any(dim=0).long().cumsum(dim=0).argmax()) + 1)
-    batch, added_BL, head_BL = batch.cut(used), added_BL[:, :used], _over_documents(head_BL, batch)[:, :used]
-    place_BL, is_text_BL = attention.document_positions(batch.document_BL), batch.document_BL >= 0
+        used = int((batch.document_BL >= 0).any(dim=0).nonzero().max()) + 1
+        batch, head_BL = batch.cut(used), head_BL[:, :used]
+    whole, added_BN = with_whole_blocks(batch, stage.block_length, head_BL=head_BL)
+    place_BN = attention.document_positions(whole.document_BL)
+    first_BN = torch.arange(place_BN.shape[1], device=place_BN.device) - place_BN
+    head_BN = head_BL.gather(1, first_BN.clamp(max=head_BL.shape[1] - 1))
     return _Places(
-        batch=batch,
-        layout=attention.tidar_split(batch.document_BL, head_BL, stage.block_length),
-        group_BL=block_groups(batch.document_BL, stage.block_length, head_BL=head_BL),
-        next_BL=batch.supervised_BL & (place_BL > 0) & (place_BL <= head_BL),
-        noisy_BL=is_text_BL & (place_BL >= head_BL),
-        added_BL=added_BL,
+        batch=whole,
+        layout=attention.tidar_split(whole.document_BL, head_BN, stage.block_length),
+        group_BN=block_groups(whole.document_BL, stage.block_length, head_BL=head_BN),
+        next_BL=whole.supervised_BL & (place_BN > 0) & (place_BN <= head_BN),
+        noisy_BN=(whole.document_BL >= 0) & (place_BN >= head_BN),
+        added_BN=added_BN,
         shift=0,
     )
+
+
+def with_whole_blocks(batch: Batch, block_length: int, *, head_BL: Tensor | None = None) -> tuple[Batch, Tensor]:
+    """The batch with the last block of each document completed, as far as no other document stands right behind it.
+
+    Where a row has no room behind its last document, all rows get a block's columns more: what a row is does not hang
+    on the rows beside it, nor the width on how far its last block went.
+
+    Returns:
+        The batch, and the places that were added, bool [B, N]: they belong to their document and stay unsupervised.
+    """
+    length = batch.ids_BL.shape[1]
+    head_BN = None if head_BL is None else F.pad(head_BL, (0, block_length))
+    whole, added_BN = completed(widened(batch, block_length), block_length, head_BL=head_BN)
+    if bool(added_BN[:, length:].any()):
+        return whole, added_BN
+    return whole.cut(length), added_BN[:, :length]
 
 
 def clean_lengths(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, seed: int) -> Tensor:
@@ -207,41 +240,34 @@ def clean_lengths(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, se
     return torch.minimum(head_BL, length_BL - 1).clamp(min=1)
 
 
-def _over_documents(head_BL: Tensor, batch: Batch) -> Tensor:
-    """The clean length of a document in all of its places, those that completed it included."""
-    place_BL = attention.document_positions(batch.document_BL)
-    column_L = torch.arange(head_BL.shape[1], device=head_BL.device)
-    return head_BL.gather(1, column_L - place_BL)
-
-
 def _masks(places: _Places, settings: ObjectiveSettings, stage: Stage, *, seed: int) -> _Masks:
     """What is masked: all places in the blocks, a share of the tokens, or a share of the blocks."""
-    supervised_BL = places.batch.supervised_BL & places.noisy_BL
-    ones_BL = torch.ones(supervised_BL.shape, dtype=torch.float64, device=supervised_BL.device)
+    supervised_BN = places.batch.supervised_BL & places.noisy_BN
+    ones_BN = torch.ones(supervised_BN.shape, dtype=torch.float64, device=supervised_BN.device)
     if settings.masking == "full":
-        return _Masks(places.noisy_BL, supervised_BL, ones_BL, ones_BL)
+        return _Masks(places.noisy_BN, supervised_BN, ones_BN, ones_BN)
     if settings.masking == "block":
-        masked_BL, weight_BL = _masked_blocks(places, supervised_BL, settings, stage, seed=seed)
-        return _Masks(masked_BL | places.added_BL, masked_BL & supervised_BL, weight_BL, ones_BL)
-    learned = dataclasses.replace(places.batch, supervised_BL=supervised_BL)
-    time_BG = block_times(learned, places.group_BL, settings, seed=seed)
+        masked_BN, weight_BN = _masked_blocks(places, supervised_BN, settings, stage, seed=seed)
+        return _Masks(masked_BN | places.added_BN, masked_BN & supervised_BN, weight_BN, ones_BN)
+    learned = dataclasses.replace(places.batch, supervised_BL=supervised_BN)
+    time_BG = block_times(learned, places.group_BN, settings, seed=seed)
     time_BG = time_BG if stage.mask_ratio is None else torch.full_like(time_BG, stage.mask_ratio)
-    drawn = corrupt(learned, settings, seed=seed, group_BL=places.group_BL, time_BG=time_BG)
-    return _Masks(drawn.masked_BL | places.added_BL, drawn.masked_BL, drawn.weight_BL, drawn.ratio_BL)
+    drawn = corrupt(learned, settings, seed=seed, group_BL=places.group_BN, time_BG=time_BG)
+    return _Masks(drawn.masked_BL | places.added_BN, drawn.masked_BL, drawn.weight_BL, drawn.ratio_BL)
 
 
 def _masked_blocks(
-    places: _Places, supervised_BL: Tensor, settings: ObjectiveSettings, stage: Stage, *, seed: int
+    places: _Places, supervised_BN: Tensor, settings: ObjectiveSettings, stage: Stage, *, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Whole blocks of every document, drawn among those with something to learn as tokens are drawn elsewhere.
 
     Returns:
-        What is masked, bool [B, L], and each block's weight for its tokens, float64 [B, L].
+        What is masked, bool [B, N], and each block's weight for its tokens, float64 [B, N].
     """
-    group_BL, num_groups = places.group_BL, int(places.group_BL.max()) + 1
-    number_BL = document_numbers(places.batch.document_BL)
-    owner_BG = torch.zeros_like(group_BL[:, :num_groups]).scatter_(1, group_BL, number_BL)
-    count_BG = torch.zeros_like(owner_BG).scatter_add_(1, group_BL, supervised_BL.long())
+    group_BN, num_groups = places.group_BN, int(places.group_BN.max()) + 1
+    number_BN = document_numbers(places.batch.document_BL)
+    owner_BG = torch.zeros_like(group_BN[:, :num_groups]).scatter_(1, group_BN, number_BN)
+    count_BG = torch.zeros_like(owner_BG).scatter_add_(1, group_BN, supervised_BN.long())
     blocks = dataclasses.replace(
         places.batch, ids_BL=owner_BG, document_BL=owner_BG, supervised_BL=count_BG > 0, bytes_BL=None, fill_BL=None
     )
@@ -250,5 +276,5 @@ def _masked_blocks(
     time_BD = low + (high - low) * time_BD
     time_BD = time_BD if stage.mask_ratio is None else torch.full_like(time_BD, stage.mask_ratio)
     drawn = corrupt(blocks, settings, seed=seed, group_BL=owner_BG, time_BG=time_BD)
-    masked_BL = drawn.masked_BL.gather(1, group_BL) & places.noisy_BL
-    return masked_BL, drawn.weight_BL.gather(1, group_BL)
+    masked_BN = drawn.masked_BL.gather(1, group_BN) & places.noisy_BN
+    return masked_BN, drawn.weight_BL.gather(1, group_BN)

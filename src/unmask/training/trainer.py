@@ -151,8 +151,7 @@ class Trainer:
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
-            length, copy_length = example.ids_BL.shape[1], batch.ids_BL.shape[1]
-            dropout.begin(batch.step, batch.global_row_B, length, copy_length=copy_length)
+            dropout.begin(batch.step, batch.global_row_B, len(example.layout), starts=example.starts)
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             example = example.to(self.accelerator.device)
@@ -309,6 +308,10 @@ class Trainer:
     def _prepare_network(self, resume: Path | None) -> None:
         settings, network = self.settings, self.backbone.network
         network.train()
+        for parameter in network.parameters():
+            if parameter.device.type == "cpu" and parameter.is_floating_point():
+                # Weights lie in a mapped file as its header leaves them, and matrix products round by their address.
+                parameter.data = parameter.data.clone()
         self.average = None
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
