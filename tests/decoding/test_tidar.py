@@ -114,20 +114,20 @@ def test_the_match_rule_draws_with_the_uniforms_of_autoregression(options: dict[
     assert most_accepted(found) > 1
 
 
-@pytest.mark.parametrize("trust", [0.0, 0.25, 0.6, 1.0])
-@pytest.mark.parametrize("draft_length", [1, 2, 4, 6])
+@pytest.mark.parametrize("trust", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("draft_length", [1, 2, 5])
 def test_every_trust_decodes_the_mixed_law(draft_length: int, trust: float) -> None:
     """Greedily and by Gumbel noise, the first token included."""
     for model in (random_model(), trained_model()):
         stock = Stock(model)
         for options in ({}, {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.3}):
             law = Law(trust=trust, draft_length=draft_length, **options)
-            expected = [decoded(stock, prompt, law, length=LENGTH, seed=4) for prompt in PROMPTS]
+            expected = [decoded(stock, prompt, law, length=10, seed=4) for prompt in PROMPTS]
             rule = {"verification": "gumbel"} if options else {}
             found = run(
                 model,
                 PROMPTS,
-                max_new_tokens=LENGTH,
+                max_new_tokens=10,
                 seed=4,
                 trust=trust,
                 draft_length=draft_length,

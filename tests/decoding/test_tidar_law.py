@@ -1,5 +1,6 @@
 """Sampled TiDAR text against the enumerated law of autoregression, by chi-square."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import tiny
 from tests.decoding.tidar_cases import finished, params_of, trained_model
 from tests.references.tidar import Law, Stock, chi_square, sequence_law
 from unmask.decoding.step import Row, StopRule
@@ -17,6 +19,7 @@ from unmask.models.backbone import Backbone
 PROMPT = [1, 3, 0]
 LENGTH = 4
 SEQUENCES = 20_000
+BATCH = 2_000
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"verification": "reject", "draft_length": 1}, {}),
     ({"verification": "reject", "draft_length": 2}, {}),
@@ -37,7 +40,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def model() -> Backbone:
-    return trained_model(vocabulary=5, steps=50, sureness=1.0)
+    shape = dataclasses.replace(tiny.SHAPE, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    return trained_model(vocabulary=5, steps=100, sureness=1.0, shape=shape)
 
 
 def law_of(draft_length: int, **options: Any) -> dict[tuple[int, ...], float]:
@@ -49,7 +53,8 @@ def counted(kind: type[TidarRun] = TidarRun, **options: Any) -> tuple[Counter[tu
     """How often each text came, and the sum of the histograms of acceptance."""
     params = params_of(**{"temperature": 1.0, **options}, max_new_tokens=LENGTH, seed=11)
     rows = [Row(tuple(PROMPT), sample, params.seed) for sample in range(SEQUENCES)]
-    results = finished(kind(model(), rows, params, StopRule()))
+    batches = (rows[start : start + BATCH] for start in range(0, SEQUENCES, BATCH))
+    results = [one for batch in batches for one in finished(kind(model(), batch, params, StopRule()))]
     histogram = [sum(counts) for counts in zip(*(one.acceptance for one in results), strict=True)]
     return Counter(one.token_ids for one in results), histogram
 

@@ -16,24 +16,30 @@ from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.step import Generated, Row, StopRule
 from unmask.decoding.tidar import TidarRun
 from unmask.models.backbone import Backbone
+from unmask.models.loading import adapted, create
 from unmask.settings.decoding import SamplingParams
+from unmask.settings.model import ModelSettings
+from unmask.settings.objective import ObjectiveSettings
 
 BLOCK = 4
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7]]
 
 
 @functools.cache
-def random_model(seed: int = 0, vocabulary: int = 23) -> Backbone:
+def random_model(seed: int = 0, vocabulary: int = 23, shape: ModelSettings = tiny.SHAPE) -> Backbone:
     """Random weights: drafts are seldom right."""
-    model = tiny.backbone("masked_diffusion", vocabulary=vocabulary, seed=seed)
+    made = adapted(create(shape, None, seed=seed, size=vocabulary), ObjectiveSettings(method="masked_diffusion"))
+    model = made.backbone.double().eval()
     model.configure(dataclasses.replace(model.diffusion, method="tidar", block_length=BLOCK))
     return model
 
 
 @functools.cache
-def trained_model(vocabulary: int = 11, steps: int = 120, sureness: float = 4.0) -> Backbone:
+def trained_model(
+    vocabulary: int = 11, steps: int = 120, sureness: float = 4.0, shape: ModelSettings = tiny.SHAPE
+) -> Backbone:
     """Trained for a moment, as figure 3 of the paper has it, on a Markov chain: drafts are often right."""
-    model = random_model(seed=7, vocabulary=vocabulary)
+    model = random_model(seed=7, vocabulary=vocabulary, shape=shape)
     mask_id = model.diffusion.mask_token_id
     assert mask_id is not None
     generator = torch.Generator().manual_seed(5)
