@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from tests.decoding.tidar_cases import finished, params_of, trained_model
+from tests.decoding.tidar_cases import finished, params_of, random_model
 from tests.references.tidar import Law, Stock, chi_square, sequence_law
 from unmask.decoding.step import Row, StopRule
 from unmask.decoding.tidar import TidarRun
@@ -40,8 +40,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def model() -> Backbone:
-    shape = dataclasses.replace(tiny.SHAPE, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
-    return trained_model(vocabulary=5, steps=100, sureness=1.0, shape=shape)
+    """Small, with laws that differ much from place to place; drafts are right now and then."""
+    shape = dataclasses.replace(
+        tiny.SHAPE, hidden_size=16, intermediate_size=16, num_hidden_layers=1, initializer_range=0.6
+    )
+    return random_model(seed=1, vocabulary=5, shape=shape)
 
 
 def law_of(draft_length: int, **options: Any) -> dict[tuple[int, ...], float]:
@@ -119,6 +122,29 @@ def test_a_rejected_draft_is_replaced_from_what_the_law_has_more() -> None:
     shares_V = torch.bincount(verdict.token_BT[:, 0], minlength=4) / rows
     assert shares_V.tolist() == pytest.approx(p_V.tolist(), abs=0.01)
     assert set(verdict.token_BT[verdict.accepted_B == 0, 0].tolist()) == {0}
+
+
+def test_each_row_is_judged_by_its_own_two_laws() -> None:
+    """Laws that do not depend on the text before them: every token that is decided follows its row's."""
+    params = params_of(temperature=1.0, verification="reject")
+    generator = torch.Generator().manual_seed(2)
+    p_TV, q_TV = (2 * torch.randn(2, 4, 4, dtype=torch.float64, generator=generator)).softmax(dim=-1)
+    rows = 40_000
+    field_BT = torch.arange(4 * rows).view(rows, 4)
+    places = Places(field_BT, field_BT, field_BT, field_BT)
+    for num_drafts in (3, 4):
+        firsts = Places(*(field[:, :num_drafts] for field in places))
+        draft = drafted(q_TV[:num_drafts].log().expand(rows, -1, -1), params, firsts)
+        verdict = verified(p_TV.log().expand(rows, -1, -1), draft, params, places)
+        overlap_T = torch.minimum(p_TV, q_TV).sum(dim=-1)
+        for place in range(4):
+            token_R = verdict.token_BT[verdict.count_B > place, place]
+            counts = {(token,): count for token, count in Counter(token_R.tolist()).items()}
+            assert chi_square(counts, {(token,): share for token, share in enumerate(p_TV[place].tolist())}) > 1e-3
+            if place < num_drafts:
+                reached_R = verdict.accepted_B[verdict.accepted_B >= place]
+                assert (reached_R > place).double().mean() == pytest.approx(float(overlap_T[place]), abs=0.03)
+        assert len(verdict.count_B.unique()) == 4
 
 
 def test_equal_laws_accept_everything_and_an_empty_residual_falls_back_to_the_law() -> None:

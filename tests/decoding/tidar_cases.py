@@ -35,11 +35,9 @@ def random_model(seed: int = 0, vocabulary: int = 23, shape: ModelSettings = tin
 
 
 @functools.cache
-def trained_model(
-    vocabulary: int = 11, steps: int = 120, sureness: float = 4.0, shape: ModelSettings = tiny.SHAPE
-) -> Backbone:
+def trained_model(vocabulary: int = 11, steps: int = 120, sureness: float = 4.0) -> Backbone:
     """Trained for a moment, as figure 3 of the paper has it, on a Markov chain: drafts are often right."""
-    model = random_model(seed=7, vocabulary=vocabulary, shape=shape)
+    model = random_model(seed=7, vocabulary=vocabulary)
     mask_id = model.diffusion.mask_token_id
     assert mask_id is not None
     generator = torch.Generator().manual_seed(5)
