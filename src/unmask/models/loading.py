@@ -191,9 +191,10 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
 
 def _block_length(entry: DiffusionConfig, settings: ObjectiveSettings) -> int | None:
     """The block length at the end of training: the settings' last one, else the checkpoint's."""
-    if settings.method != "block_diffusion":
+    if settings.method not in ("block_diffusion", "tidar"):
         return None
-    lengths = settings.block_lengths or (entry.block_length or DEFAULT_BLOCK_LENGTH,)
+    default = 8 if settings.method == "tidar" else DEFAULT_BLOCK_LENGTH
+    lengths = settings.block_lengths or (entry.block_length or default,)
     return lengths[-1]
 
 

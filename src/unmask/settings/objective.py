@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.curricula import Curriculum, check_shares
 from unmask.settings.model import ScheduleName
+from unmask.settings.tidar import TidarSettings
 
 Granularity = Literal["sequence", "batch", "block"]
+_ONLY_FOR = dict.fromkeys(
+    ("block_length", "block_curriculum", "mask_ratio_range"), ("block_diffusion", "tidar")
+) | {"complementary_masks": ("block_diffusion",)}
+"""Options of some methods only; TiDAR's own are in `settings.tidar`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveSettings:
+class ObjectiveSettings(TidarSettings):
     """Training method, corruption and loss weight."""
 
-    method: Literal["autoregressive", "masked_diffusion", "block_diffusion"] = "masked_diffusion"
-    """autoregressive (next token), masked_diffusion (LLaDA, TDLM) or block_diffusion (SDAR, BD3-LM)."""
+    method: Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"] = "masked_diffusion"
+    """autoregressive (next token), masked_diffusion (LLaDA, TDLM), block_diffusion (SDAR, BD3-LM) or tidar (next token
+    and blocks of masks at once)."""
     schedule: ScheduleName = "linear"
     """Share of visible tokens alpha(t): linear, cosine (MaskGIT), cosine_squared (Zhang) or polynomial."""
     schedule_power: float = 2.0
@@ -28,7 +35,7 @@ class ObjectiveSettings:
     """How the times of a global batch are spread; stratified ones are permuted over its rows."""
     t_granularity: Granularity | None = None
     """Whether a time is drawn for each sequence, for the whole batch or for each block; default: block for block
-    diffusion (where a sequence is a packed document), else sequence."""
+    diffusion and tidar (where a sequence is a packed document), else sequence."""
     time_epsilon: float = 1e-3
     """Smallest masking probability of Bernoulli corruption."""
     weighting: Literal["elbo", "unweighted"] = "elbo"
@@ -39,13 +46,13 @@ class ObjectiveSettings:
     """Share of optimiser steps whose rows are cut to one random length (LLaDA: 0.01)."""
     block_length: int | None = None
     """Tokens of a diffusion block, in data, training, checkpoint and decoding alike; default: the last one of the
-    curriculum, else the checkpoint's, else 4. (block_diffusion)"""
+    curriculum, else the checkpoint's, else 4, for tidar 8. (block_diffusion, tidar)"""
     block_curriculum: tuple[tuple[float, int], ...] = ()
-    """Pairs of a share of the run and the block length that begins there: [[0, 4], [0.5, 8]]; each divides the largest
-    one. Held-out text is scored at the last one. (block_diffusion)"""
+    """Pairs of a share of the run and the block length that begins there: [[0, 4], [0.5, 8]]; in block diffusion each
+    divides the largest one, and held-out text is scored at the last one. (block_diffusion, tidar)"""
     mask_ratio_range: tuple[float, float] = (0.0, 1.0)
-    """Clipped schedule: training draws the share of masked tokens from this range only, which is no bound on the
-    likelihood; evaluation never does. (block_diffusion)"""
+    """Clipped schedule: training draws the share of masked tokens (tidar with masking `block`: of masked blocks) from
+    this range only, which is no bound on the likelihood; evaluation never does. (block_diffusion, tidar)"""
     complementary_masks: bool = False
     """Also learn from the complement of every mask, so that each token is predicted once. (block_diffusion)"""
     logit_shift: bool | None = None
@@ -61,7 +68,13 @@ class ObjectiveSettings:
             "t_granularity `block` belongs to block diffusion: with masked_diffusion every token sees the others, and "
             "one time per block is no bound on the likelihood. Use `sequence` or `batch`.",
         )
-        self._check_blocks()
+        self._check_owners()
+        if self.method in ("block_diffusion", "tidar"):
+            self._check_blocks()
+        if self.method == "block_diffusion":
+            self._check_lengths()
+        if self.method == "tidar":
+            self._check_tidar()
 
     @property
     def block_lengths(self) -> tuple[int, ...]:
@@ -69,58 +82,77 @@ class ObjectiveSettings:
         named = [length for _, length in self.block_curriculum]
         return tuple(named or ([] if self.block_length is None else [self.block_length]))
 
+    def _check_owners(self) -> None:
+        """An option that the method does not use is an error, so that none is ignored silently."""
+        owners = dict.fromkeys((field.name for field in dataclasses.fields(TidarSettings)), ("tidar",)) | _ONLY_FOR
+        for field in dataclasses.fields(self):
+            methods, value = owners.get(field.name, (self.method,)), getattr(self, field.name)
+            is_true(
+                self.method in methods or value == field.default,
+                f"{field.name} belongs to method {' and '.join(methods)}, got {value} with {self.method}.",
+            )
+
     def _check_blocks(self) -> None:
-        """What belongs to block diffusion alone, and a curriculum that begins at 0 and goes on."""
-        if self.method != "block_diffusion":
-            for name, unset in (
-                ("block_length", None),
-                ("block_curriculum", ()),
-                ("mask_ratio_range", (0.0, 1.0)),
-                ("complementary_masks", False),
-            ):
-                value = getattr(self, name)
-                is_true(value == unset, f"{name} belongs to method block_diffusion, got {value} with {self.method}.")
-            return
+        """What block diffusion and TiDAR share."""
         is_true(
             not self.logit_shift,
-            "logit_shift does not go with block_diffusion: the row before a block's first token stands in another "
+            f"logit_shift does not go with {self.method}: the row before a block's first token stands in another "
             "block, which does not see this one's noise. Leave it out.",
         )
         is_true(
             self.random_length_probability == 0,
             "random_length_probability belongs to masked_diffusion, whose text has one length; blocks have any.",
         )
-        self._check_curriculum()
+        check_shares("block_curriculum", self.block_curriculum)
+        lengths = [length for _, length in self.block_curriculum]
+        at_least(1, block_curriculum=min(lengths, default=None))
+        is_true(
+            self.block_length is None or not lengths or self.block_length == lengths[-1],
+            f"block_length must be the curriculum's last one ({lengths[-1:]}), got {self.block_length}. Leave it out.",
+        )
         low, high = self.mask_ratio_range
         is_true(
             0 <= low < high <= 1,
             f"mask_ratio_range must be two shares between 0 and 1, the lower first, got {self.mask_ratio_range}.",
         )
         is_true(
-            self.schedule == "linear" or (not self.complementary_masks and (low, high) == (0, 1)),
-            f"complementary_masks and mask_ratio_range need the linear schedule, got {self.schedule}.",
-        )
-        is_true(
-            not self.complementary_masks or self.corruption == "count",
-            f"complementary_masks need corruption `count`, got {self.corruption}: the complement of a Bernoulli mask "
-            "has no bounded weight.",
+            self.schedule == "linear" or (low, high) == (0, 1),
+            f"mask_ratio_range needs the linear schedule, got {self.schedule}.",
         )
 
-    def _check_curriculum(self) -> None:
-        if not self.block_curriculum:
-            return
-        starts, lengths = zip(*self.block_curriculum, strict=True)
-        is_true(
-            starts[0] == 0 and all(one < other for one, other in itertools.pairwise(starts)) and starts[-1] < 1,
-            f"block_curriculum must begin at 0 and rise below 1, got starts {list(starts)}.",
-        )
-        at_least(1, block_curriculum=min(lengths))
+    def _check_lengths(self) -> None:
+        """What block diffusion asks of a curriculum, whose filled rows serve every length, and of complements."""
+        lengths = [length for _, length in self.block_curriculum]
         is_true(
             all(max(lengths) % length == 0 for length in lengths),
-            f"Every length of block_curriculum must divide the largest ({max(lengths)}), so that its blocks lie "
-            f"inside those of the largest, got {list(lengths)}.",
+            f"Every length of block_curriculum must divide the largest ({max(lengths, default=0)}), so that its blocks "
+            f"lie inside those of the largest, got {lengths}.",
         )
         is_true(
-            self.block_length in (None, lengths[-1]),
-            f"block_length must be the curriculum's last one ({lengths[-1]}), got {self.block_length}. Leave it out.",
+            not self.complementary_masks or (self.schedule == "linear" and self.corruption == "count"),
+            f"complementary_masks need corruption `count` (the complement of a Bernoulli mask has no bounded weight) "
+            f"and the linear schedule, got {self.corruption} and {self.schedule}.",
+        )
+
+    def _check_tidar(self) -> None:
+        """How TiDAR's options go with the corruption."""
+        self.check_layout()
+        self.check_weights()
+        drawn = self.mask_ratio_range != (0.0, 1.0)
+        is_true(
+            self.masking != "full" or not (drawn or self.mask_ratio_curriculum),
+            "mask_ratio_range and mask_ratio_curriculum belong to masking `random` and `block`; `full` masks everything.",
+        )
+        is_true(
+            not (drawn and self.mask_ratio_curriculum),
+            "mask_ratio_range draws the share of what is masked and mask_ratio_curriculum gives it. Set one of them.",
+        )
+        is_true(
+            self.schedule == "linear" or not self.mask_ratio_curriculum,
+            f"mask_ratio_curriculum needs the linear schedule, got {self.schedule}.",
+        )
+        is_true(
+            not (self.masking == "block" and self.t_granularity == "block"),
+            "t_granularity `block` has no meaning with masking `block`, where the share is one of blocks. Use "
+            "`sequence` or `batch`.",
         )

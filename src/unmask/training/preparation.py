@@ -38,6 +38,7 @@ _DEFAULT_PAD_MODE: dict[str, PadMode] = {
     "autoregressive": "ignore",
     "masked_diffusion": "eos_supervised",
     "block_diffusion": "block",
+    "tidar": "ignore",
 }
 
 
