@@ -2,14 +2,17 @@
 
 In: files, one row in each: a dictionary written by `torch.save` with `input_ids` and `loss_mask` (1 where a token is
 to be learned), [L] or [1, L], tensors or lists. Out: documents with their supervision. The teacher's `hidden_state`,
-nearly all of such a file, is never read: files are mapped. Nothing is unpickled but plain data and tensors.
+nearly all of such a file, is never read: files are mapped. Nothing is unpickled but plain data and tensors. And back:
+documents -> files, without hidden states.
 """
 
 from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +24,15 @@ from unmask.data.sources import Sources, short
 from unmask.data.tokenized import Document
 from unmask.errors import DataError
 from unmask.models.tokenizers import token_sizes
-from unmask.settings.data import DataSettings
+from unmask.runs import written_folder
+from unmask.settings.data import DataSettings, OverLong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IDS, LOSS_MASK = "input_ids", "loss_mask"
 SUFFIX = ".ckpt"
+_FILES_PER_FOLDER = 1000
 
 
 class TokenFiles(Sources[Document]):
@@ -72,6 +77,63 @@ class TokenFiles(Sources[Document]):
             raise DataError(f"{IDS} has the id of the mask token, {self._mask}, which stands for no text")
         size_N = np.where(supervised, self._size_V[ids], 0).astype(np.uint16)
         return Document(ids.astype(np.uint32), size_N, supervised, source)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        rows: files.
+        tokens: in all of them.
+        supervised: of these tokens.
+        cut: rows that lost their ends.
+        dropped: rows left out because they were too long, or had nothing supervised before the cut.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    cut: int = 0
+    dropped: int = 0
+
+
+def write_token_files(documents: Iterable[Document], folder: Path, *, max_length: int, over_long: OverLong) -> Written:
+    """Write each document as `N/data_M.ckpt` into `folder`, which appears whole or not at all.
+
+    Args:
+        documents: with supervision.
+        folder: a new one.
+        max_length: the most tokens of a row.
+        over_long: what to do with longer ones: stop, leave them out, or keep their first tokens if one of them is
+            supervised.
+
+    Raises:
+        DataError: a document is too long, or none is left.
+    """
+    rows = tokens = supervised = cut = dropped = 0
+    with written_folder(folder) as partial:
+        for document in documents:
+            assert document.supervised is not None, "conversations say what is supervised"
+            is_long, flags = len(document.ids) > max_length, document.supervised[:max_length]
+            if is_long and over_long == "error":
+                raise DataError(
+                    f"{document.where} has {len(document.ids):,} tokens, more than {max_length:,}. Raise --max-length, "
+                    "or set --over-long to cut or drop."
+                )
+            if is_long and (over_long == "drop" or not flags.any()):
+                dropped += 1
+                continue
+            ids = document.ids[:max_length].astype(np.int64)
+            place = partial / str(rows // _FILES_PER_FOLDER) / f"data_{rows}{SUFFIX}"
+            place.parent.mkdir(exist_ok=True)
+            torch.save({IDS: torch.from_numpy(ids), LOSS_MASK: torch.from_numpy(flags.astype(np.int64))}, place)
+            rows, tokens, supervised, cut = rows + 1, tokens + len(ids), supervised + int(flags.sum()), cut + is_long
+        if rows == 0:
+            raise DataError(
+                "There is no conversation to write. Check the data sources and the range of --start and --end."
+            )
+    return Written(rows, tokens, supervised, cut, dropped)
 
 
 def words_of(row: Document) -> str:
