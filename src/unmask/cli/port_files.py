@@ -85,7 +85,7 @@ def tree_of(
         notes += told
         if not has_recipe:
             training = deepspeed.DEFAULTS | training
-        _without_two_lengths(training, tree, notes, str(file))
+        _keep_length(training, tree, notes, str(file), has_recipe=has_recipe)
         tree = config.merged(tree, {"training": training})
         if starts and training["deepspeed_config"] is not None and "training.deepspeed_config" not in above:
             _require_deepspeed(file)
@@ -99,10 +99,12 @@ def tree_of(
     return tree, notes
 
 
-def _without_two_lengths(training: dict[str, Any], tree: dict[str, Any], notes: list[str], source: str) -> None:
-    """Epochs decide how long a run is, where both files say it; the learning rate falls to the run's end."""
+def _keep_length(
+    training: dict[str, Any], tree: dict[str, Any], notes: list[str], source: str, *, has_recipe: bool
+) -> None:
+    """Epochs or the recipe decide how long a run is, and the learning rate falls to its end; else the schedule does."""
     below = tree.get("training", {})
-    if "steps" in training and ("epochs" in below or "steps" in below):
+    if "steps" in training and (has_recipe or "epochs" in below or "steps" in below):
         notes.append(
             f"{source}: total_num_steps ({training.pop('steps')}) is not used: the learning rate falls to the run's end"
         )

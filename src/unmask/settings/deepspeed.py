@@ -76,18 +76,12 @@ def zero_stage(config: Mapping[str, Any]) -> int:
 def engine_config(config: Mapping[str, Any], settings: TrainingSettings, *, processes: int) -> dict[str, Any]:
     """A DeepSpeed file as DeepSpeed is to read it: under our settings, whose optimiser and learning rate are ours.
 
-    Raises:
-        SettingsError: its engine cannot split the batch so.
+    It is told of one micro-batch for each step: the loop accumulates, with losses that are divided for the whole step
+    already, and DeepSpeed would divide them once more.
     """
-    share = settings.batch_size // processes
-    micro = settings.micro_batch_size or share
-    if share % micro:
-        raise SettingsError(
-            f"DeepSpeed needs micro-batches of one size: training.batch_size ({settings.batch_size}) over {processes} "
-            f"processes is {share}, which training.micro_batch_size ({micro}) does not divide."
-        )
+    micro = settings.micro_batch_size or settings.batch_size // processes
     kept = {name: value for name, value in _told(config).items() if name not in ("optimizer", "scheduler")}
-    sizes = dict(zip(BATCH, (settings.batch_size, micro, share // micro), strict=True))
+    sizes = dict(zip(BATCH, (micro * processes, micro, 1), strict=True))
     precision = {name: {**kept.get(name, {}), "enabled": settings.precision == name} for name in ("fp16", "bf16")}
     return kept | sizes | precision | {"gradient_clipping": settings.max_grad_norm}
 

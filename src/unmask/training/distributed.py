@@ -37,6 +37,11 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
         raise SettingsError(
             "training.attention_backend `flex` needs a GPU: FlexAttention has no backward pass on the CPU. Use `dense`."
         )
+    if device is None and settings.deepspeed_config is not None:
+        raise SettingsError(
+            "training.deepspeed_config needs a GPU: on the CPU accelerate would leave DeepSpeed out silently. Set "
+            "training.deepspeed_config=null, which takes the same steps without it."
+        )
     plugin = None
     if settings.deepspeed_config is not None:
         require("deepspeed", extra="gpu", purpose="training.deepspeed_config")

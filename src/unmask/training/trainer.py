@@ -118,6 +118,8 @@ class Trainer:
         # Data parallelism averages gradients over processes, so each one's share is scaled up by their number.
         scale_T = world / denominator_T
         sum_T = torch.zeros_like(denominator_T)
+        for group in self.optimizer.param_groups:  # before the backward pass, in which DeepSpeed takes the step
+            group["lr"] = learning_rate(step, self.total, self.settings)
         for number, (batch, example) in enumerate(zip(batches, examples, strict=True)):
             sum_T += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
         norm = self._clipped_norm()
@@ -127,8 +129,6 @@ class Trainer:
         terms = (shared[:-2] / denominator_T).tolist()
         result = StepResult(sum(terms), float(norm), int(shared[-2]), bool(shared[-1] > 0))
         self._check_finite(step, result)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.total, self.settings)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -149,6 +149,7 @@ class Trainer:
         for dropout in self.dropouts:
             length, copy_length = example.ids_BL.shape[1], batch.ids_BL.shape[1]
             dropout.begin(batch.step, batch.global_row_B, length, copy_length=copy_length)
+        self.accelerator.sync_gradients = last  # DeepSpeed takes the step where this is set
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             loss = self.module(example.to(self.accelerator.device), scale_T)
