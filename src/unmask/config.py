@@ -24,14 +24,21 @@ T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def load(kind: type[T], *, file: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Read settings of type `kind` from a YAML file, with `key.path=value` overrides on top.
+def load(
+    kind: type[T],
+    *,
+    file: str | Path | None = None,
+    over: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> T:
+    """Read settings of type `kind` from a YAML file, with a tree over it and `key.path=value` overrides on top.
 
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
     tree: dict[str, Any] = {} if file is None else read_yaml(Path(file))
     check_keys(kind, tree, source=str(file))
+    tree = merged(tree, over or {})
     for override in overrides:
         _apply(kind, tree, override)
     return from_tree(kind, tree)
@@ -138,6 +145,15 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict | None):
         raise SettingsError(f"{file} must hold `key: value` pairs, got {type(tree).__name__}.")
     return tree or {}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of settings as one new tree, in which the second one wins."""
+    found = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping)
+        found[key] = merged(found.get(key, {}), value) if nested else value
+    return found
 
 
 def _apply(kind: type, tree: dict[str, Any], override: str) -> None:

@@ -37,6 +37,7 @@ from unmask.outputs import Output, Score
 from unmask.runs import locate, written_folder
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,15 +90,20 @@ class DiffusionLM:
         device: torch.device | str | None = None,
         device_map: str | Mapping[str, Any] | None = None,
         attention_backend: AttentionBackend = "dense",
+        objective: ObjectiveSettings | None = None,
     ) -> DiffusionLM:
         """Load a run folder, a model folder or a hub id; arguments as in `unmask.models.loading.load`.
 
+        With `objective` the checkpoint is made ready for a method, as training does: it gets a mask token and a block
+        length if the method needs them. `settings.port_aliases.from_port` makes one from the first TiDAR port's words.
         On the CPU the linear layers are prepared for decoding (`unmask.models.cpu_linear`), at the cost of memory;
         `DiffusionLM(loading.load(...))` leaves them as they are.
         """
         checkpoint = loading.load(
             locate(name), dtype=dtype, device=device, device_map=device_map, attention_backend=attention_backend
         )
+        if objective is not None:
+            checkpoint = loading.adapted(checkpoint, objective)
         prepare_for_inference(checkpoint.backbone.network)
         return DiffusionLM(checkpoint)
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.models.published import tiny
+from tests.models.tiny import BORDER, VOCABULARY, random_ids, stock
 from tests.training import recipes
+from unmask import DiffusionLM
 from unmask.cli.main import main
 from unmask.models.adapters import attach
 from unmask.models.loading import load, save
@@ -88,7 +91,10 @@ def test_mistakes_are_one_clear_line_and_leave_nothing_behind(
     out = tmp_path / "out"
     cases = [
         (["convert", folder, out, "--to", "dream"], "holds qwen2 networks, and this one is a llama"),
-        (["convert", folder, out, "--to", "laada"], "unmask, llada, dream, sdar, got `laada`. Did you mean `llada`"),
+        (
+            ["convert", folder, out, "--to", "laada"],
+            "unmask, tidar, llada, dream, sdar, got `laada`. Did you mean `llada`",
+        ),
         (["convert", folder, out, "--to", "sdar"], "holds qwen3 and qwen3_moe networks, and this one is a llama"),
         (["convert", folder, out, "--to", "llada", "--remote-code", tmp_path / "gone"], "must be a folder"),
         (["convert", folder, out, "--to", "llada", "--remote-code", folder], "has no modeling_llada.py"),
@@ -173,3 +179,37 @@ def test_an_adapter_is_merged_before_it_is_converted(
     assert "unmask merge" in failed(capsys, "convert", tmp_path / "adapter", tmp_path / "out", "--to", "llada")
     assert main(["info", str(tmp_path / "adapter")]) == 0
     assert "LoRA of rank 4 on down_proj, gate_proj, k_proj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_to_tidar_keeps_every_prediction_and_adds_a_mask_token(
+    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock(family, tie_word_embeddings=family == "qwen3").save_pretrained(tmp_path / "ar")
+    assert main(["convert", str(tmp_path / "ar"), str(tmp_path / "tidar"), "--to", "tidar"]) == 0
+    assert main(["convert", str(tmp_path / "tidar"), str(tmp_path / "b4"), "--to", "tidar", "--block-length", "4"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "tidar"), str(tmp_path / "b4")]
+    entries = [load(tmp_path / name, device="cpu").backbone.diffusion for name in ("tidar", "b4")]
+    assert [(one.method, one.block_length, one.mask_token_id) for one in entries] == [
+        ("tidar", 8, VOCABULARY),
+        ("tidar", 4, VOCABULARY),
+    ]
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        expected_BLV = stock(family, tie_word_embeddings=family == "qwen3")(ids).logits
+    found_BLV = DiffusionLM.from_pretrained(tmp_path / "b4", device="cpu").logits(ids)
+    assert (found_BLV[..., :VOCABULARY] - expected_BLV).abs().max() < BORDER
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "b4", dtype=torch.float64)
+    with torch.no_grad():
+        assert (opened(ids).logits[..., :VOCABULARY] - expected_BLV).abs().max() < BORDER
+
+
+def test_only_what_predicts_next_tokens_becomes_tidar(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("convert", folder, tmp_path / "out")
+    assert "was trained by masked_diffusion and does not predict" in failed(capsys, *words, "--to", "tidar")
+    assert "--block-length goes with --to tidar" in failed(capsys, *words, "--block-length", 4)
+    assert "block_length must be at least 1, got 0" in failed(capsys, *words, "--to", "tidar", "--block-length", 0)
+    assert "--remote-code goes with" in failed(capsys, *words, "--to", "tidar", "--remote-code", tmp_path)
+    assert not (tmp_path / "out").exists()

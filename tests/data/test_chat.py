@@ -156,7 +156,7 @@ def test_real_rows_read(shared_data: Path, name: str, number: int, options: dict
     ("options", "what"),
     [
         ({"format": "text", "over_long": "drop"}, "data.over_long is not used by data.format `text`"),
-        ({"format": "text", "over_long": "cut"}, "belongs to `chat` and to data.neat_packing"),
+        ({"format": "text", "over_long": "cut"}, "belongs to `chat`, `ckpt` and data.neat_packing"),
         (
             {"format": "text", "neat_packing": True, "pad_mode": "block"},
             "data.pad_mode is not used by data.format `text`",

@@ -15,6 +15,7 @@ from unmask.errors import UnmaskError, nearest
 
 VERBS = {
     "train": "train a model from a recipe",
+    "tokenize": "write conversations as files of tokens with their loss mask",
     "pipeline": "pre-train, fine-tune and ask a model, stage by stage",
     "generate": "generate text from a run or model",
     "chat": "talk to a model in the terminal",

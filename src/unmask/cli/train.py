@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from unmask import config
+from unmask.cli import port_files
 from unmask.cli.options import help_of_settings, parser, quiet_libraries
 from unmask.settings.recipe import Recipe
 
@@ -15,6 +17,7 @@ _EXAMPLES = """\
   unmask train recipes/python-docs.yaml --resume auto
   unmask train recipes/python-docs.yaml --dry-run
   accelerate launch --num_processes 2 -m unmask train recipes/python-docs.yaml
+  unmask train --config train_config.json --deepspeed ds_config.json
 
 `unmask train --help-keys` lists every key of a recipe.
 """
@@ -29,13 +32,18 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and stop")
     options.add_argument("--print-config", "--print_config", action="store_true", help="print the resolved recipe")
     options.add_argument("--help-keys", action="store_true", help="list every key of a recipe and stop")
+    port_files.add_options(options)
     parsed = options.parse_intermixed_args(list(arguments))
     if parsed.help_keys:
         print(help_of_settings(Recipe))
         return 0
     words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
     file = words.pop(0) if words and "=" not in words[0] else None
-    recipe = config.load(Recipe, file=file, overrides=words)
+    starts = not (parsed.print_config or parsed.dry_run)
+    over, notes = port_files.tree_of(parsed, has_recipe=file is not None, overrides=words, starts=starts)
+    if os.environ.get("RANK", "0") == "0":
+        print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+    recipe = config.load(Recipe, file=file, over=over, overrides=words)
     if parsed.print_config:
         print(config.to_yaml(recipe), end="")
         return 0

@@ -25,6 +25,7 @@ class Fitted:
         supervised: how many of those are supervised.
         dropped: documents left out because they are too long.
         cut: documents that lost their ends.
+        empty: documents without a supervised token, which are left out.
         noun: what such a document is called.
     """
 
@@ -33,6 +34,7 @@ class Fitted:
     supervised: NDArray[np.int64]
     dropped: int
     cut: int
+    empty: int
     noun: str
 
     @property
@@ -40,10 +42,11 @@ class Fitted:
         """How many documents of how many tokens there are, and what became of those that were too long."""
         dropped = f", {self.dropped:,} over-long ones dropped" if self.dropped else ""
         cut = f", {self.cut:,} over-long ones cut" if self.cut else ""
+        empty = f", {self.empty:,} without a supervised token left out" if self.empty else ""
         share = self.supervised.sum() / self.lengths.sum()
         return (
             f"{len(self.first):,} {self.noun} of {self.lengths.min()} to {self.lengths.max()} tokens (mean "
-            f"{self.lengths.mean():.1f}, {share:.0%} supervised){dropped}{cut}"
+            f"{self.lengths.mean():.1f}, {share:.0%} supervised){dropped}{cut}{empty}"
         )
 
 
@@ -73,13 +76,16 @@ def fitted(text: TokenizedText, *, context_length: int, over_long: OverLong, lea
         supervised = np.where(is_long, 0, supervised)
     kept = supervised > 0
     if not kept.any():
-        raise DataError(f"No {noun[:-1]} fits into data.context_length ({context_length} tokens). Raise it.")
+        raise DataError(
+            f"No {noun[:-1]} fits into data.context_length ({context_length} tokens) with a supervised token. Raise it."
+        )
     return Fitted(
         first=text.starts[:-1][kept],
         lengths=np.minimum(lengths, room)[kept],
         supervised=supervised[kept],
         dropped=int((is_long & ~kept).sum()),
         cut=int((is_long & kept).sum()),
+        empty=int((~is_long & ~kept & (lengths > 0)).sum()),
         noun=noun,
     )
 

@@ -2,7 +2,7 @@
 
 In: the names of sources. Out: their documents in a fixed order; malformed rows stop the reader with their file and
 line, or are skipped and counted. Nothing is held in memory but the current document (or plain-text or `.json` file).
-What a document is, a subclass says: a text, or a conversation.
+What a document is, a subclass says: a text, a conversation, or a row of tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from unmask.settings.data import DataSettings
 T = TypeVar("T")
 PYTHON_DOCS = "python-docs"
 _HUB = "hf:"
-_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz")
 
 
 class Sources(Generic[T]):
@@ -29,8 +28,10 @@ class Sources(Generic[T]):
 
     Attributes:
         skipped: rows that the last complete pass left out because they were malformed.
+        suffixes: endings of the files that can be read.
     """
 
+    suffixes: tuple[str, ...] = (".txt", ".md", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz")
     remedy = "Mend the row, or skip such rows: data.malformed=skip"
 
     def __init__(self, sources: Sequence[str], settings: DataSettings) -> None:
@@ -40,7 +41,7 @@ class Sources(Generic[T]):
                 "data.train=stories.jsonl"
             )
         self.settings = settings
-        self.sources = [part for source in sources for part in _expand(source)]
+        self.sources = [part for source in sources for part in _expand(source, self.suffixes)]
         self.skipped = 0
 
     def from_row(self, row: Any, where: str) -> Iterator[T]:
@@ -52,7 +53,7 @@ class Sources(Generic[T]):
         raise NotImplementedError
 
     def from_text(self, source: str) -> Iterator[T]:
-        """The documents of a plain-text file, or of Python's documentation."""
+        """The documents of a file that holds no JSON, or of Python's documentation."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[T]:
@@ -183,7 +184,7 @@ def _listed_rows(text: str, source: str) -> Iterator[tuple[Any, str]]:
         yield row, f"{source}, row {number}"
 
 
-def _expand(source: str) -> list[str]:
+def _expand(source: str, suffixes: tuple[str, ...]) -> list[str]:
     """The files that a source stands for; hub and built-in sources stand for themselves."""
     if source == PYTHON_DOCS or source.startswith(_HUB):
         return [source]
@@ -191,18 +192,18 @@ def _expand(source: str) -> list[str]:
     if path.is_file():
         found = [str(path)]
     elif path.is_dir():
-        found = sorted(str(one) for one in path.rglob("*") if one.name.endswith(_SUFFIXES))
+        found = sorted(str(one) for one in path.rglob("*") if one.name.endswith(suffixes))
     else:
         found = sorted(glob.glob(str(path), recursive=True))
     if not found:
-        what = f"the folder {source} holds no {', '.join(_SUFFIXES)}" if path.is_dir() else f"there is no {source}"
+        what = f"the folder {source} holds no {', '.join(suffixes)}" if path.is_dir() else f"there is no {source}"
         raise DataError(
             f"No data: {what}. A source is a file, a glob, a folder, hf:NAME for a Hugging Face dataset, or "
             f"{PYTHON_DOCS}. (Relative paths start at {Path.cwd()}.)"
         )
-    wrong = [one for one in found if not one.endswith(_SUFFIXES)]
+    wrong = [one for one in found if not one.endswith(suffixes)]
     if wrong:
-        raise DataError(f"{wrong[0]} has none of the endings that can be read: {', '.join(_SUFFIXES)}.")
+        raise DataError(f"{wrong[0]} has none of the endings that can be read: {', '.join(suffixes)}.")
     return found
 
 

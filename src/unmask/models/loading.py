@@ -165,7 +165,7 @@ def create(
 
 def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
     """The same checkpoint made ready for a training method: it gets a mask token if the method needs one."""
-    backbone, tokenizer = checkpoint.backbone, checkpoint.tokenizer
+    backbone = checkpoint.backbone
     entry = backbone.diffusion
     if settings.method != "autoregressive" and entry.mask_token_id is None:
         if backbone.adapter is not None:
@@ -173,8 +173,8 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
                 f"The adapter has no mask token, and {settings.method} needs one. Merge it first: unmask merge "
                 "ADAPTER OUT"
             )
-        mask = _add_mask_token(backbone.network, tokenizer, entry.vocabulary_size)
-        entry = dataclasses.replace(entry, mask_token_id=mask, vocabulary_size=max(entry.vocabulary_size, mask + 1))
+        _give_mask(checkpoint)
+        entry = backbone.diffusion
     shift = entry.logit_shift if settings.logit_shift is None else settings.logit_shift
     backbone.configure(
         dataclasses.replace(
@@ -184,6 +184,7 @@ def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
             schedule=settings.schedule,
             schedule_power=settings.schedule_power,
             block_length=_block_length(entry, settings),
+            clean_ratio=settings.clean_ratio if settings.tidar_layout == "split" else None,
         )
     )
     return checkpoint
@@ -271,7 +272,10 @@ def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype
 def _assembled(source: Source, network: PreTrainedModel, attention_backend: AttentionBackend) -> Checkpoint:
     tokenizer = load_tokenizer(source.folder) if _has_tokenizer(source.folder) else None
     backbone = Backbone(network, _diffusion_entry(source, tokenizer), attention_backend=attention_backend)
-    return Checkpoint(backbone.eval(), tokenizer)
+    checkpoint = Checkpoint(backbone.eval(), tokenizer)
+    if backbone.diffusion.method == "tidar" and backbone.diffusion.mask_token_id is None:
+        _give_mask(checkpoint, copies=None if source.published is None else source.published.mask_copies)
+    return checkpoint
 
 
 def _check_report(report: Any, source: Source) -> None:
@@ -312,6 +316,19 @@ def _diffusion_entry(source: Source, tokenizer: PreTrainedTokenizerBase | None) 
             f"(vocabulary_size {diffusion.vocabulary_size}, mask_token_id {mask}). Convert the checkpoint again."
         )
     return diffusion
+
+
+def _give_mask(checkpoint: Checkpoint, *, copies: int | None = None) -> None:
+    """Give a checkpoint a mask token, which starts at the mean embedding or as a copy of another id's."""
+    backbone, entry = checkpoint.backbone, checkpoint.backbone.diffusion
+    used = entry.vocabulary_size
+    mask = _add_mask_token(backbone.network, checkpoint.tokenizer, used)
+    if copies is not None and copies < used:
+        with torch.no_grad():
+            for end in (backbone.network.get_input_embeddings(), backbone.network.get_output_embeddings()):
+                weight = cast(Tensor, end.weight)  # type: ignore[union-attr]
+                weight[mask] = weight[copies]
+    backbone.configure(dataclasses.replace(entry, mask_token_id=mask, vocabulary_size=max(used, mask + 1)))
 
 
 def _add_mask_token(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, used: int) -> int:

@@ -6,9 +6,13 @@ Those made here are byte-level, so every text survives a round trip, and put BOS
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unmask.errors import CheckpointError, DataError
 from unmask.models.files import CONFIG, TOKENIZER_CONFIG, fetched, read_json
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS, EOS, MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+# What a vocabulary of whole characters falls back to.
+_ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Tokenizer classes that exist in remote code only -> the stock class that does the same.
 _STOCK_CLASS = {"DreamTokenizer": "Qwen2Tokenizer"}
 
@@ -100,6 +106,29 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     if not vocabulary:
         raise DataError("The tokenizer has an empty vocabulary.")
     return max(vocabulary.values()) + 1
+
+
+def token_sizes(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.uint16]:
+    """UTF-8 bytes of the text that each id stands for, uint16 [V]; special tokens and unused ids stand for none.
+
+    In a byte-level vocabulary each character of a token is one byte; elsewhere a token is as long as what it adds to
+    the text behind a letter.
+    """
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    sizes = np.zeros(vocabulary_size(tokenizer), dtype=np.uint16)
+    letter = encode(tokenizer, "a", special=False)
+    is_byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
+    before = len(decode(tokenizer, letter).encode())
+    for number, token in names.items():
+        if is_byte_level:
+            sizes[number] = len(token)
+        elif _ONE_BYTE.fullmatch(token):
+            sizes[number] = 1
+        else:
+            sizes[number] = max(0, len(decode(tokenizer, [*letter, number]).encode()) - before)
+    for number, added in tokenizer.added_tokens_decoder.items():
+        sizes[number] = 0 if added.special else len(added.content.encode())
+    return sizes
 
 
 def limited(entry: DiffusionConfig, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:

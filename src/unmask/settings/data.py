@@ -1,4 +1,4 @@
-"""Where text and conversations come from, how they are tokenised and become rows."""
+"""Where text, conversations and tokens come from, and how they become rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from unmask.settings.checks import at_least, in_range, is_true
 Supervise = Literal["all", "last", "each"]
 PadMode = Literal["eos_supervised", "eos_capped", "block", "ignore"]
 OverLong = Literal["error", "drop", "cut"]
-_CHAT_ONLY = ("prompt_field", "answer_field", "chat_template", "supervise", "pad_mode", "eos_cap")
-_TEXT_ONLY = ("text_field", "separator")
+_ROWS = ("chat", "ckpt")
+"""Formats whose documents have rows of their own, and prompts that are not supervised."""
+_ONLY_FOR = {
+    **dict.fromkeys(("text_field", "separator"), ("text",)),
+    **dict.fromkeys(("prompt_field", "answer_field", "chat_template", "supervise"), ("chat",)),
+    **dict.fromkeys(("pad_mode", "eos_cap"), _ROWS),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +26,13 @@ class DataSettings:
 
     A source is a path or glob of `.txt`, `.md`, `.jsonl`, `.json` files (also `.gz`), a folder of them, `hf:NAME` or
     `hf:NAME:CONFIG` for a dataset of the Hugging Face hub or a local dataset folder, or `python-docs` for the
-    documentation that comes with Python. Conversations come from JSON rows and datasets only.
+    documentation that comes with Python. Conversations come from JSON rows and datasets only. With format ckpt it is a
+    `.ckpt` file, a glob of them, or a folder that is searched with all its subfolders.
     """
 
-    format: Literal["text", "chat"] = "text"
+    format: Literal["text", "chat", "ckpt"] = "text"
     """text: documents, packed into rows; chat: conversations (supervised fine-tuning), one in each row unless
-    neat_packing packs them."""
+    neat_packing packs them; ckpt: tokens with their loss mask, a row in each file (Gumiho, the first TiDAR port)."""
     train: tuple[str, ...] = ()
     """Sources of the training text."""
     validation: tuple[str, ...] = ()
@@ -96,16 +102,15 @@ class DataSettings:
 
     def _check_format(self) -> None:
         """An option that the chosen format does not use is an error, so that none is ignored silently."""
-        unused = _CHAT_ONLY if self.format == "text" else _TEXT_ONLY
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in unused:
+        for name, formats in _ONLY_FOR.items():
             is_true(
-                getattr(self, name) == defaults[name],
+                self.format in formats or getattr(self, name) == defaults[name],
                 f"data.{name} is not used by data.format `{self.format}`, got {getattr(self, name)!r}. It belongs to "
-                f"`{'chat' if self.format == 'text' else 'text'}`.",
+                f"{' and '.join(f'`{one}`' for one in formats)}.",
             )
         is_true(
-            self.format == "chat" or self.neat_packing or self.over_long == "error",
+            self.format in _ROWS or self.neat_packing or self.over_long == "error",
             f"data.over_long is not used by data.format `text`, whose documents go on in the next row, got "
-            f"{self.over_long!r}. It belongs to `chat` and to data.neat_packing.",
+            f"{self.over_long!r}. It belongs to `chat`, `ckpt` and data.neat_packing.",
         )

@@ -24,8 +24,9 @@ class ModelSettings:
 
     from_pretrained: str | None = None
     """Folder, run or hub id of the checkpoint to continue; the shape below is then ignored."""
-    family: Literal["llama", "qwen3"] = "qwen3"
-    """Architecture of a new network: Llama, or Qwen3 (Llama with normalised queries and keys)."""
+    family: Literal["llama", "qwen2", "qwen3"] = "qwen3"
+    """Architecture of a new network: Llama, Qwen2 (Llama with biases on queries, keys and values) or Qwen3 (Llama with
+    normalised queries and keys)."""
     hidden_size: int = 256
     """Width of the hidden states."""
     intermediate_size: int = 768
@@ -76,6 +77,7 @@ class DiffusionConfig:
         vocabulary_size: ids from here on are never predicted (spare embedding rows).
         mask_token_id: id of the mask token; None for a purely autoregressive model.
         block_length: diffusion block, for the block methods.
+        clean_ratio: share of a row that was clean in training, for TiDAR's split layout; None for the doubled one.
         logit_shift: the prediction for a token stands one place before it (models adapted from AR, as Dream).
         schedule: masking schedule of the training.
         schedule_power: exponent of the polynomial schedule.
@@ -89,6 +91,7 @@ class DiffusionConfig:
     vocabulary_size: int
     mask_token_id: int | None = None
     block_length: int | None = None
+    clean_ratio: float | None = None
     logit_shift: bool = False
     schedule: ScheduleName = "linear"
     schedule_power: float = 1.0

@@ -52,7 +52,7 @@ class StageSettings:
         is_true(
             self.data.format == "text" or self.objective.random_length_probability == 0,
             "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
-            "with data.format=chat.",
+            f"with data.format={self.data.format}.",
         )
 
 

@@ -71,7 +71,8 @@ class TrainingSettings:
     project: str = "unmask"
     """Project name at the trackers."""
     deepspeed_config: str | None = None
-    """JSON file of DeepSpeed settings, handed to accelerate."""
+    """JSON file of DeepSpeed, for ZeRO; batch, optimiser, learning rate, clipping and precision are those above.
+    `unmask train --deepspeed FILE` also takes these from the file."""
 
     def __post_init__(self) -> None:
         is_true(

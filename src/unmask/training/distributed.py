@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unmask.errors import SettingsError, require
+from unmask.settings.deepspeed import engine_config
 from unmask.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
@@ -34,10 +37,15 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
         raise SettingsError(
             "training.attention_backend `flex` needs a GPU: FlexAttention has no backward pass on the CPU. Use `dense`."
         )
+    if device is None and settings.deepspeed_config is not None:
+        raise SettingsError(
+            "training.deepspeed_config needs a GPU: on the CPU accelerate would leave DeepSpeed out silently. Set "
+            "training.deepspeed_config=null, which takes the same steps without it."
+        )
     plugin = None
     if settings.deepspeed_config is not None:
         require("deepspeed", extra="gpu", purpose="training.deepspeed_config")
-        plugin = DeepSpeedPlugin(hf_ds_config=settings.deepspeed_config)
+        plugin = DeepSpeedPlugin(hf_ds_config=_engine_config(settings, Path(settings.deepspeed_config)))
     # The library keeps the first run's precision for the whole process; a second run may want another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -53,6 +61,15 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
             f"{settings.batch_size}."
         )
     return accelerator
+
+
+def _engine_config(settings: TrainingSettings, file: Path) -> dict[str, Any]:
+    """The DeepSpeed file under the recipe's settings, for as many processes as the launcher started."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"training.deepspeed_config {file} cannot be read as JSON: {error}.") from None
+    return engine_config(config, settings, processes=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def end(accelerator: Accelerator, *, is_last: bool) -> None:

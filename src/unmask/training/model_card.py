@@ -20,7 +20,7 @@ def model_card(recipe: Recipe, run: RunFolder) -> str:
         origin = f"a LoRA adapter of rank {recipe.adapter.rank} on `{base}`, trained"
     is_chat = recipe.data.format == "chat"
     prompt = '[{"role": "user", "content": "Who are you?"}]' if is_chat else "None"
-    held_out = "answers (each with the token that ends it)" if is_chat else "text"
+    held_out = "text" if recipe.data.format == "text" else "answers (each with the token that ends it)"
     return f"""---
 library_name: unmask
 pipeline_tag: text-generation

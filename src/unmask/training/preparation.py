@@ -1,4 +1,4 @@
-"""From a recipe to what the loop needs: tokenizer, rows of text or conversations, model."""
+"""From a recipe to what the loop needs: tokenizer, rows of text, conversations or tokens, model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from unmask.data.rows import Rows
 from unmask.data.sources import Sources, held_out
 from unmask.data.templates import ChatTemplate, use_template
 from unmask.data.text import Corpus
-from unmask.data.tokenized import TokenizedText
+from unmask.data.token_files import TokenFiles, words_of
+from unmask.data.tokenized import Document, TokenizedText
 from unmask.errors import DataError, SettingsError
 from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
@@ -33,7 +34,7 @@ from unmask.settings.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T", str, Conversation)
+T = TypeVar("T", str, Conversation, Document)
 _DEFAULT_PAD_MODE: dict[str, PadMode] = {
     "autoregressive": "ignore",
     "masked_diffusion": "eos_supervised",
@@ -92,6 +93,11 @@ def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that a recipe names, with its chat template; a trained one is kept in `folder` and found again."""
     data = recipe.data
     name = data.tokenizer or (recipe.model.from_pretrained and locate(recipe.model.from_pretrained)) or "bpe"
+    if name == "bpe" and data.format == "ckpt":
+        raise SettingsError(
+            "data.format `ckpt` reads ids, whose tokenizer must be known. Name the one that made them with "
+            "data.tokenizer, or a model that has it with model.from_pretrained."
+        )
     if name == "byte":
         tokenizer = byte_tokenizer()
     elif name == "bpe":
@@ -207,6 +213,12 @@ def _conversations(data: DataSettings, *, is_held_out: bool = False) -> _Part[Co
     return _Part(Conversations(_names(data, is_held_out), data), lambda one: one.text, data, is_held_out)
 
 
+def _token_files(
+    data: DataSettings, tokenizer: PreTrainedTokenizerBase, *, is_held_out: bool = False
+) -> _Part[Document]:
+    return _Part(TokenFiles(_names(data, is_held_out), data, tokenizer), words_of, data, is_held_out)
+
+
 def _names(data: DataSettings, is_held_out: bool) -> tuple[str, ...]:
     return data.validation if is_held_out and data.validation else data.train
 
@@ -218,8 +230,12 @@ def _tokenized(
     # Text never encodes to the mask token, so a tokenizer that gained one still finds what it tokenised before.
     vocabulary = sorted(item for item in tokenizer.get_vocab().items() if item[0] != tokenizer.mask_token)
     words = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
+    written: tuple[object, ...] = ()
+    part: _Part[str] | _Part[Conversation] | _Part[Document]
     if data.format == "text":
-        part, written = _texts(data, is_held_out=is_held_out), ()
+        part = _texts(data, is_held_out=is_held_out)
+    elif data.format == "ckpt":
+        part = _token_files(data, tokenizer, is_held_out=is_held_out)
     else:
         part = _conversations(data, is_held_out=is_held_out)
         written = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, data.supervise)
@@ -235,11 +251,17 @@ def _tokenized(
 
 
 def _write(
-    part: _Part[str] | _Part[Conversation], data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path
+    part: _Part[str] | _Part[Conversation] | _Part[Document],
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
 ) -> int:
     """Tokenise a part into `folder`; how many conversations the chat template refused."""
     if data.format == "text":
         TokenizedText.build(part.texts(), tokenizer, folder)
+        return 0
+    if data.format == "ckpt":
+        TokenizedText.write(cast("_Part[Document]", part), folder)
         return 0
     conversations = cast("_Part[Conversation]", part)
     encoder = ChatEncoder(ChatTemplate(tokenizer))
@@ -255,7 +277,7 @@ def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: i
         SettingsError: they cannot be.
     """
     data, method = recipe.data, recipe.objective.method
-    by_method = _DEFAULT_PAD_MODE[method] if data.format == "chat" or method == "block_diffusion" else "ignore"
+    by_method = _DEFAULT_PAD_MODE[method] if data.format != "text" or method == "block_diffusion" else "ignore"
     pad_mode = data.pad_mode or by_method
     if pad_mode == "ignore":
         return Filling(pad_mode, 1, None)
@@ -275,7 +297,7 @@ def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: i
             "has no place. Set data.pad_mode=ignore or data.neat_packing=false."
         )
     if end_id(tokenizer) is None:
-        remedy = "Set data.pad_mode=ignore." if data.format == "chat" else "Choose another with data.tokenizer."
+        remedy = "Set data.pad_mode=ignore." if data.format != "text" else "Choose another with data.tokenizer."
         raise SettingsError(
             f"data.pad_mode `{pad_mode}` fills rows up with the end-of-text token, and this tokenizer has none. "
             f"{remedy}"
@@ -285,7 +307,7 @@ def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: i
     if block_length is None and not recipe.objective.block_lengths:
         block_length = _block_length(recipe)
     length = fill_length(recipe.objective, block_length)
-    if data.context_length % length and (data.format == "chat" or data.neat_packing):
+    if data.context_length % length and (data.format != "text" or data.neat_packing):
         raise SettingsError(
             f"data.context_length must be a multiple of the block length {length}, so that a last block has room to be "
             f"filled up, got {data.context_length}. Set data.context_length="

@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[Traini
     tokenizer = prepare_tokenizer(recipe, folder)
     text = prepare_text(recipe, tokenizer, folder)
     checkpoint = prepare_model(recipe, tokenizer, source)
-    if recipe.data.format == "chat":
+    if recipe.data.format == "chat" or (recipe.data.format == "ckpt" and tokenizer.chat_template):
         end_turns(checkpoint)
     return text, checkpoint
 
@@ -133,7 +133,7 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     batch = text.train.batch(rows, 0, 1, step=0)
     tokenizer = checkpoint.tokenizer
     if tokenizer is not None:
-        yield from first_row(tokenizer, batch, made(batch), marked=recipe.data.format == "chat")
+        yield from first_row(tokenizer, batch, made(batch), marked=recipe.data.format != "text")
 
 
 def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:

@@ -44,12 +44,12 @@ def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
     if recipe.data.format == "text":
         outputs = lm.generate(None, recipe.sampling)
         return page + "".join(f"## Sample {number}\n\n{_fenced(one.text)}" for number, one in enumerate(outputs))
-    assert isinstance(rows, ChatRows | NeatRows), "conversations"
+    assert isinstance(rows, ChatRows | NeatRows), "rows with prompts"
     room = lm.backbone.context_length - recipe.sampling.max_new_tokens
     candidates = (rows.prompt(number) for number in range(min(len(rows), _SEARCHED)))
-    prompts = list(itertools.islice((one for one in candidates if len(one) <= room), _CHATS))
+    prompts = list(itertools.islice((one for one in candidates if 0 < len(one) <= room), _CHATS))
     if not prompts:
-        return f"{page}No prompt leaves room for sampling.max_new_tokens={recipe.sampling.max_new_tokens}.\n"
+        return f"{page}No row has a prompt that leaves room for {recipe.sampling.max_new_tokens} tokens.\n"
     assert lm.tokenizer is not None
     for output in lm.generate(prompts, recipe.sampling):
         if output.sample == 0:

@@ -119,6 +119,8 @@ class Trainer:
         share_T = torch.tensor(examples[0].shares, dtype=torch.float64, device=device)
         scale_T = world * share_T / denominator_T
         sum_XT = torch.zeros(len(TermResult._fields), len(terms), dtype=torch.float64, device=device)
+        for group in self.optimizer.param_groups:  # before the backward pass, in which DeepSpeed takes the step
+            group["lr"] = learning_rate(step, self.total, self.settings)
         for number, (batch, example) in enumerate(zip(batches, examples, strict=True)):
             sum_XT += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
         norm = self._clipped_norm()
@@ -131,8 +133,6 @@ class Trainer:
         each = {name: TermResult(*values) for name, values in zip(terms, sum_XT.T.tolist(), strict=True)}
         result = StepResult(loss, float(norm), int(shared[-2]), bool(shared[-1] > 0), each if len(terms) > 1 else {})
         self._check_finite(step, result)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.total, self.settings)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -152,6 +152,7 @@ class Trainer:
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
             dropout.begin(batch.step, batch.global_row_B, len(example.layout), starts=example.starts)
+        self.accelerator.sync_gradients = last  # DeepSpeed takes the step where this is set
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
             example = example.to(self.accelerator.device)

@@ -45,6 +45,8 @@ class PublishedFormat:
         method: how its models were trained.
         block_length: the diffusion block where config.json has no `block_size`; None for a method without blocks.
         mask_token_id: the one mask id that its readers know; None where they take it from config.json.
+        mask_copies: where a checkpoint has no mask token of its own, the id that its authors let stand for one: a new
+            mask token starts with that one's embedding.
         complete: fills in keys that other keys imply; may refuse a combination.
         tokenizer_class: of its tokenizer, as transformers 4 names it.
         logit_shift: whether the prediction for a token stands one place before it.
@@ -69,6 +71,7 @@ class PublishedFormat:
     method: Method = "masked_diffusion"
     block_length: int | None = None
     mask_token_id: int | None = None
+    mask_copies: int | None = None
 
     @property
     def local_code(self) -> dict[str, str]:
@@ -98,12 +101,8 @@ class PublishedFormat:
         """
         self._check(raw, source)
         said = {**self.defaults, **raw}
-        mask, padding, ends = said["mask_token_id"], said.get("pad_token_id"), self._ends(said, generation)
-        if not isinstance(mask, int) or mask in (*ends, padding):
-            raise CheckpointError(
-                f"{source} has the mask token id {mask}, which must be an id of its own (end of text {ends}, padding "
-                f"{padding}). Set mask_token_id in its config.json."
-            )
+        padding, ends = said.get("pad_token_id"), self._ends(said, generation)
+        mask = self._mask(said["mask_token_id"], (*ends, padding), source)
         block_length = None if self.block_length is None else said.get("block_size", self.block_length)
         if self.block_length is not None and (not isinstance(block_length, int) or block_length < 1):
             raise CheckpointError(
@@ -120,7 +119,7 @@ class PublishedFormat:
                 pad_token_id=padding,
                 dtype=raw.get("torch_dtype", raw.get("dtype")),
             )
-            vocabulary_size = min(max(said["vocab_size"], mask + 1), config.vocab_size)
+            vocabulary_size = min(max(said["vocab_size"], -1 if mask is None else mask + 1), config.vocab_size)
         except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"The configuration of {source} contradicts itself: {reason}") from None
@@ -176,6 +175,17 @@ class PublishedFormat:
                     f"{source} has `{key}: {said[key]}` in its config.json, which means {meaning}. Unmask's table for "
                     f"{self.title} covers `{key}: {usual}` only."
                 )
+
+    def _mask(self, mask: Any, others: tuple[int | None, ...], source: str) -> int | None:
+        """The mask token's id, or None where it is to get a new one."""
+        if self.mask_copies is not None and mask in (None, self.mask_copies):
+            return None
+        if not isinstance(mask, int) or mask in others:
+            raise CheckpointError(
+                f"{source} has the mask token id {mask}, which must be an id of its own (end of text and padding: "
+                f"{', '.join(str(one) for one in others if one is not None)}). Set mask_token_id in its config.json."
+            )
+        return mask
 
     def _ends(self, said: Mapping[str, Any], generation: Mapping[str, Any]) -> list[int]:
         """The ids that end a text: of both files, and the end of a chat turn in a vocabulary that is known."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmask.errors import CheckpointError
-from unmask.models.published import dream, llada, sdar
+from unmask.models.published import dream, llada, sdar, tidar
 from unmask.models.published.format import PublishedFormat
 
 TARGETS: dict[str, tuple[PublishedFormat, ...]] = {
@@ -15,7 +15,10 @@ TARGETS: dict[str, tuple[PublishedFormat, ...]] = {
     "sdar": (sdar.FORMAT, sdar.MIXTURE),
 }
 """What `unmask convert --to` writes, by the network: one format for each family."""
-FORMATS: dict[str, PublishedFormat] = {one.name: one for formats in TARGETS.values() for one in formats}
+FORMATS: dict[str, PublishedFormat] = {
+    one.name: one for formats in (*TARGETS.values(), (tidar.FORMAT,)) for one in formats
+}
+"""What opens: what is written, and the first TiDAR port's form, whose successor is our own (`--to tidar`)."""
 
 # Formats whose network or decoding the tables do not cover, by model_type.
 _NOT_COVERED = {
