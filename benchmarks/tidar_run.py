@@ -3,7 +3,7 @@
     python benchmarks/tidar_run.py --text FILE [FILE ...] [--steps N] [--json FILE] [--quick]
 
 Runs `unmask train recipes/tidar-english.yaml` twice (about 100 million parameters; the second run continues the first
-as TiDAR), then `tidar_quality.py` on the held-out beginnings of the text, one text at a time on the device. --quick is a
+as TiDAR), then `tidar_quality.py` on the held-out beginnings of the text, one at a time on the device. --quick is a
 toy on the CPU, to test the script itself. What the runs leave is in --output-dir.
 """
 
