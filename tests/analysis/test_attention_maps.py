@@ -190,8 +190,9 @@ def test_the_command_prints_and_draws(shared_data: Path, tmp_path: Path, capsys:
     assert out.startswith(f"causal: {tmp_path / 'causal-rule.png'} {tmp_path / 'causal-weights.png'}\n#...")
     assert "layer 1, head 2:\n" in out
     assert {file.name for file in tmp_path.iterdir()} == {"causal-rule.png", "causal-weights.png"}
-    assert main([*words[:-4], "--layers", "9"]) == 2
+    assert main([*words[:-4], "--layers", "9", "--output-dir", str(tmp_path / "none")]) == 2
     assert "--layers must be numbers from 0 to 4" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert main(["analyze", "atention"]) == 2
     assert "Did you mean `attention`?" in capsys.readouterr().err
 

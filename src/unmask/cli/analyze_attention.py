@@ -48,6 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     entry = lm.backbone.diffusion
     ids = lm.codec.encode_all([parsed.text])[0]
     names = [parsed.layout] if parsed.layout else layouts(entry)
+    layers = _layers(parsed.layers, int(lm.backbone.network.config.num_hidden_layers))
     drawn = 0
     for name in names:
         try:
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         draw_rule(found, queries, keys, files[0])
         if not parsed.rule_only:
             files.append(parsed.output_dir / f"{name}-weights.png")
-            draw_weights(found, queries, keys, files[1], _layers(parsed.layers, found.weights_NHQK.shape[0]))
+            draw_weights(found, queries, keys, files[1], layers)
         _tell(found, keys, files, parsed.head)
     return 0 if drawn else 2
 
