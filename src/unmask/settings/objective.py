@@ -118,6 +118,13 @@ class ObjectiveSettings:
         return tuple(named or ([] if self.block_length is None else [self.block_length]))
 
     @property
+    def copies(self) -> int:
+        """How often a text stands in the network's input: block diffusion and TiDAR read it noisy and clean."""
+        if self.method == "tidar":
+            return 2 if self.tidar_layout == "doubled" else 1
+        return 2 + self.complementary_masks if self.method == "block_diffusion" else 1
+
+    @property
     def curricula(self) -> dict[str, Curriculum]:
         """The curricula that are set, by name."""
         named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -147,10 +147,7 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     weights = list(checkpoint.backbone.network.parameters())
     trained = [one for one in weights if one.requires_grad]
     rows = settings.micro_batch_size or settings.batch_size
-    is_doubled = recipe.objective.method == "block_diffusion" or (
-        recipe.objective.method == "tidar" and recipe.objective.tidar_layout == "doubled"
-    )
-    tokens = rows * recipe.data.context_length * (2 if is_doubled else 1)
+    tokens = rows * recipe.data.context_length * recipe.objective.copies
     gate = config_.intermediate_size / config_.hidden_size
     kept = 1 if settings.gradient_checkpointing else 5 + 2 * gate if settings.recompute_elementwise else 12 + 4 * gate
     activation = 4 if settings.precision == "fp32" else 2
