@@ -258,6 +258,12 @@ def test_nothing_depends_on_how_the_batch_is_cut() -> None:
         for term in (0, 1):
             targets = torch.cat([part.target_R[part.term_R == term] for part in parts])
             assert targets.tolist() == whole.target_R[whole.term_R == term].tolist()
+        sums = [
+            torch.tensor(term_losses(model(), part), dtype=torch.float64) * part.denominator_T.clamp(min=1)
+            for part in parts
+        ]
+        expected = torch.tensor(term_losses(model(), whole), dtype=torch.float64) * whole.denominator_T.clamp(min=1)
+        torch.testing.assert_close(torch.stack(sums).sum(dim=0), expected, rtol=1e-9, atol=0)
 
 
 # --- curricula -------------------------------------------------------------------------------------------------------

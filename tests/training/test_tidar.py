@@ -35,7 +35,7 @@ from unmask.settings.model import DiffusionConfig
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import prepare_text, prepare_tokenizer
-from unmask.training.run import train
+from unmask.training.run import dry_run, train
 from unmask.training.teacher import Teacher
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ import torch
 torch.set_num_threads(1)
 from unmask import config
 from unmask.settings.recipe import Recipe
-from unmask.training.run import train
+from unmask.training.run import dry_run, train
 
 train(config.load(Recipe, file=sys.argv[1]))
 """
@@ -365,3 +365,26 @@ def test_the_curricula_follow_the_steps_of_the_run(tmp_path: Path, monkeypatch: 
     assert [one.block_length for one in found] == [3] * 4 + [8] * 6
     assert [one.mask_ratio for one in found] == [0.3] * 3 + [0.7] * 5 + [1.0] * 2
     assert [one.shares for one in found] == [(0.8, 0.2)] * 6 + [(1 / 3, 2 / 3)] * 4
+
+
+def test_an_adapter_learns_to_draft_under_its_own_base_as_teacher(tmp_path: Path) -> None:
+    made = with_teacher(tmp_path, block_length=4)
+    made["adapter"] = {"rank": 2, "dropout": 0.1}
+    run = run_of(made, "adapter")
+    divergence = [metrics(run, step=step)["train/ar_divergence"] for step in (1, 6)]
+    assert abs(divergence[0]) < 1e-9  # the adapter begins as nothing
+    assert divergence[1] > 1e-9
+    entry = json.loads((run.final / "diffusion.json").read_text())["diffusion"]
+    assert (entry["method"], entry["block_length"]) == ("tidar", 4)
+    made["training"]["micro_batch_size"] = 3
+    split = load_file(run_of(made, "split").final / "adapter_model.safetensors")
+    for name, value in load_file(run.final / "adapter_model.safetensors").items():
+        torch.testing.assert_close(split[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_dry_run_shows_clean_text_and_masks(tmp_path: Path) -> None:
+    recipe = config.from_tree(Recipe, tree(tmp_path, {"block_length": 4}))
+    *_, shown = dry_run(recipe)
+    assert shown.startswith("as trained: ")
+    assert shown.count("<|mask|>") == 24
+    assert shown.index("<|mask|>") > shown.index("<|bos|>")
