@@ -42,6 +42,7 @@ from unmask.training.optim import WeightAverage, learning_rate, optimizer
 from unmask.training.preparation import TrainingText
 from unmask.training.recomputation import recompute
 from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
+from unmask.training.tracking import OwnTags, PortTags
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,6 +88,9 @@ class Trainer:
         self.total = total_steps(recipe, text.train)
         self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
+        self.tags = OwnTags()
+        if self.settings.tracker_tags == "tidar_port":
+            self.tags = PortTags(rows=len(text.train), batch_size=self.settings.batch_size, start=self.progress.step)
         self._signal: int | None = None
         self._prepare_network(resume)
         self._prepare_optimizer(resume)
@@ -210,8 +214,8 @@ class Trainer:
     def _write(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_record(self.run.metrics, record)
-        values = {name: value for name, value in record.items() if name != "step"}
-        self.accelerator.log(values, step=record["step"])
+        for step, values in self.tags(record):
+            self.accelerator.log(values, step=step)
 
     # --- evaluation and checkpoints -------------------------------------------------------------------------------
 
