@@ -44,7 +44,8 @@ class OwnTags:
 class PortTags:
     """Records under the port's names, and the mean of each epoch when it ends.
 
-    What the port has no name for keeps ours. A record counts for the epoch of its last step. An epoch that was interrupted is averaged over what came after.
+    What the port has no name for keeps ours. A record counts for the epoch of its last step, and an epoch that was
+    interrupted is averaged over what came after.
 
     Args:
         rows: rows of an epoch.
