@@ -1,6 +1,6 @@
-"""Block diffusion on a GPU: the speed of decoding and training at SDAR's sizes, and checks that need a GPU.
+"""Block diffusion and TiDAR on a GPU: the speed of decoding and training, and checks that need a GPU.
 
-    python benchmarks/gpu.py [--json FILE] [--parts decode,train,checks] [--sizes 1.7b,4b] [--minutes M] [--quick]
+    python benchmarks/gpu.py [--json FILE] [--parts decode,checks,train,tidar] [--sizes 1.7b,4b] [--minutes M] [--quick]
 
 Random bfloat16 weights, made on the device; nothing is downloaded. The record is written after every case, so a run
 that is cut off leaves what it found, and a case that lacks memory or time is skipped, which it says. Without a GPU only
@@ -25,6 +25,7 @@ import torch
 from device import SIZES, Bench, toy_sizes
 from gpu_checks import checks
 from gpu_decode import decoding
+from gpu_tidar import tidar
 from gpu_train import training
 from roofline import Peaks
 
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Bench, dict[str, Peaks]], None]] = {
     "decode": decoding,
     "checks": checks,
     "train": training,
+    "tidar": tidar,
 }
 
 

@@ -272,19 +272,25 @@ def machine() -> dict[str, Any]:
     }
 
 
-def publish(record: Mapping[str, Any], *, shape: Shape, file: Path | None) -> None:
-    """Print the record, with the shape and the machine, as the last line, and write it to a file."""
-    print(json.dumps(written({**record, "shape": dataclasses.asdict(shape), "machine": machine()}, file)))
+def publish(record: Mapping[str, Any], *, shape: Shape | None, file: Path | None) -> None:
+    """Print the record, with its shape, if it has one, and the machine, as the last line, and write it to a file."""
+    sizes = {} if shape is None else {"shape": dataclasses.asdict(shape)}
+    print(json.dumps(written({**record, **sizes, "machine": machine()}, file)))
 
 
 def written(record: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     """The record with floats of six significant digits, also written to a file; a bare name lands in results/."""
     whole = _rounded(dict(record))
     if file is not None:
-        target = file if file.parent != Path() else RESULTS / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        target(file).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return whole
+
+
+def target(file: Path) -> Path:
+    """Where a result goes, in a folder that exists: a bare name lands in results/."""
+    found = file if file.parent != Path() else RESULTS / file
+    found.parent.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def _rounded(value: Any) -> Any:

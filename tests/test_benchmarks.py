@@ -107,6 +107,9 @@ def test_the_gpu_script_tests_itself_on_a_cpu(tmp_path: Path) -> None:
     for name in ("cached equals uncached", "fused equals unfused", "flex equals sdpa", "cross entropies"):
         assert checks[name]["verdict"] is True, name
     assert "skipped" in checks["compiled equals eager"]
+    steps = record["tidar"]["tiny"]["16"]
+    assert steps["one token"]["milliseconds"] > 0
+    assert all(steps[f"{mode} {draft}"]["milliseconds"] > 0 for mode in ("parallel", "linear") for draft in (4, 8, 16))
 
 
 def test_the_gpu_script_sees_wrong_logits_and_counts_what_a_forward_takes() -> None:

@@ -26,6 +26,7 @@ ROOMS = [
     "lm",
     "dialogue",
     "reports",
+    "analysis",
     "training",
     "cli",
     "__main__",

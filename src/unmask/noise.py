@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     SPLIT = 11
     ADAPTER = 12
     ADAPTER_DROPOUT = 13
+    CLEAN_SHARE = 14
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -91,7 +91,10 @@ def test_mistakes_are_one_clear_line_and_leave_nothing_behind(
     out = tmp_path / "out"
     cases = [
         (["convert", folder, out, "--to", "dream"], "holds qwen2 networks, and this one is a llama"),
-        (["convert", folder, out, "--to", "laada"], "unmask, tidar, llada, dream, sdar, got `laada`. Did you mean `llada`"),
+        (
+            ["convert", folder, out, "--to", "laada"],
+            "unmask, tidar, llada, dream, sdar, got `laada`. Did you mean `llada`",
+        ),
         (["convert", folder, out, "--to", "sdar"], "holds qwen3 and qwen3_moe networks, and this one is a llama"),
         (["convert", folder, out, "--to", "llada", "--remote-code", tmp_path / "gone"], "must be a folder"),
         (["convert", folder, out, "--to", "llada", "--remote-code", folder], "has no modeling_llada.py"),

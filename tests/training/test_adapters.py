@@ -329,6 +329,21 @@ def test_the_memory_estimate_counts_gradients_and_moments_of_what_is_trained(fol
     assert estimate(whole) - estimate(adapted) == 8 * (3 * weights - 4 * added)
 
 
+def test_the_memory_estimate_counts_every_copy_of_a_text(folder: Path) -> None:
+    checkpoint = Checkpoint(tiny.backbone("block_diffusion"), None)
+
+    def activations(**objective: Any) -> float:
+        made = dataclasses.replace(recipe(folder), objective=ObjectiveSettings(**objective))
+        settings = dataclasses.replace(made.training, loss_chunk_rows=1)
+        fixed = 32 * sum(one.numel() for one in checkpoint.backbone.network.parameters())
+        logits = 12 * checkpoint.backbone.network.config.vocab_size
+        return memory_estimate(dataclasses.replace(made, training=settings), checkpoint) - fixed - logits
+
+    once = activations(method="masked_diffusion")
+    assert activations(method="block_diffusion") == pytest.approx(2 * once)
+    assert activations(method="block_diffusion", complementary_masks=True) == pytest.approx(3 * once)
+
+
 def test_a_trained_autoregressive_model_becomes_a_diffusion_model_by_its_adapter(
     shared_data: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from unmask.lm import DiffusionLM
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training import trainer as trainer_module
+from unmask.training.records import truncate_metrics
 from unmask.training.run import train
 from unmask.training.trainer import Trainer
 
@@ -312,5 +312,5 @@ def test_trackers_get_every_record(folder: Path) -> None:
 def test_metrics_after_the_resumed_step_are_forgotten(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    trainer_module.truncate_metrics(run, 2)
+    truncate_metrics(run, 2)
     assert run.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'

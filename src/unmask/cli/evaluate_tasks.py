@@ -94,7 +94,7 @@ def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _legend(record: dict[str, Any], *, seeds: bool, published: bool) -> str:
     said = ["+- is the standard error over the questions"]
-    if record["method"] != "autoregressive":
+    if record["method"] not in ("autoregressive", "tidar"):
         said.append("+- (masks, nats) the mean standard error of a log-likelihood, from the masks that were drawn")
     if seeds:
         said.append(

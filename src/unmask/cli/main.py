@@ -20,6 +20,7 @@ VERBS = {
     "generate": "generate text from a run or model",
     "chat": "talk to a model in the terminal",
     "evaluate": "measure the likelihood of text, or downstream tasks",
+    "analyze": "look into a model: what its tokens see, what its heads attend to",
     "info": "what a checkpoint is and needs, without loading its weights",
     "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
     "merge": "merge an adapter into its base model",

@@ -21,10 +21,27 @@ from unmask.diffusion.corruption import times
 from unmask.settings.objective import ObjectiveSettings
 
 
-def block_groups(document_BL: Tensor, block_length: int) -> Tensor:
-    """The number of each token's block within its row, int64 [B, L]; padding has numbers of its own."""
-    starts_BL = attention.document_positions(document_BL) % block_length == 0
+def block_groups(document_BL: Tensor, block_length: int, *, head_BL: Tensor | int = 0) -> Tensor:
+    """The number of each token's block within its row, int64 [B, L]; padding has numbers of its own.
+
+    Blocks begin behind the first `head_BL` tokens of each document (TiDAR's split layout), which are a group as well.
+    """
+    place_BL = attention.document_positions(document_BL)
+    behind_BL = place_BL - head_BL
+    starts_BL = (place_BL == 0) | ((behind_BL >= 0) & (behind_BL % block_length == 0))
     return starts_BL.long().cumsum(dim=1) - 1
+
+
+def document_numbers(document_BL: Tensor) -> Tensor:
+    """The number of each token's document within its row, int64 [B, L], from 0; padding is counted as well."""
+    return block_groups(document_BL, document_BL.shape[1])
+
+
+def document_lengths(document_BL: Tensor) -> Tensor:
+    """How many tokens each token's document has, int64 [B, L]."""
+    number_BL = document_numbers(document_BL)
+    size_BL = torch.zeros_like(number_BL).scatter_add_(1, number_BL, torch.ones_like(number_BL))
+    return size_BL.gather(1, number_BL)
 
 
 def block_times(batch: Batch, group_BL: Tensor, settings: ObjectiveSettings, *, seed: int) -> Tensor:
@@ -37,7 +54,7 @@ def block_times(batch: Batch, group_BL: Tensor, settings: ObjectiveSettings, *, 
     if settings.t_granularity == "batch":
         time_BG = times(batch, 1, settings, seed=seed).expand(-1, num_groups)
     elif settings.t_granularity == "sequence":
-        document_BL = block_groups(batch.document_BL, batch.ids_BL.shape[1])
+        document_BL = document_numbers(batch.document_BL)
         owner_BG = torch.zeros_like(group_BL[:, :num_groups]).scatter_(1, group_BL, document_BL)
         time_BG = times(batch, int(document_BL.max()) + 1, settings, seed=seed).gather(1, owner_BG)
     else:
@@ -64,8 +81,13 @@ def trimmed(batch: Batch, block_length: int) -> Batch:
     )
 
 
-def completed(batch: Batch, block_length: int) -> tuple[Batch, Tensor]:
+def completed(batch: Batch, block_length: int, *, head_BL: Tensor | None = None) -> tuple[Batch, Tensor]:
     """Let the padding behind each document complete its last block, as far as there is any.
+
+    Args:
+        batch: packed documents.
+        block_length: of the blocks.
+        head_BL: tokens of each token's document before its first block; None: none.
 
     Returns:
         The batch, and the places that were added, bool [B, L]: they belong to the document and stay unsupervised.
@@ -76,7 +98,9 @@ def completed(batch: Batch, block_length: int) -> tuple[Batch, Tensor]:
     owner_BL = batch.document_BL.gather(1, last_BL)
     length_BL = attention.document_positions(batch.document_BL).gather(1, last_BL) + 1
     place_BL = length_BL + _run(padding_BL)
-    added_BL = padding_BL & (owner_BL >= 0) & (place_BL < _whole_blocks(length_BL, block_length))
+    before_BL = torch.zeros_like(length_BL) if head_BL is None else head_BL.gather(1, last_BL)
+    end_BL = before_BL + _whole_blocks(length_BL - before_BL, block_length)
+    added_BL = padding_BL & (owner_BL >= 0) & (place_BL < end_BL)
     return dataclasses.replace(batch, document_BL=torch.where(added_BL, owner_BL, batch.document_BL)), added_BL
 
 

@@ -2,9 +2,9 @@
 
 In: pairs of token ids. Out: nats of each answer given its context. The context is visible in every forward and never
 masked. Masked diffusion has a bound with its standard error (`elbo`) or the exact value of one order, left to right
-(`chain_rule`), see `masks`; autoregression is exact in one forward. With a logit shift a token is read in the row
-before it, so that the first one needs a context, as in autoregression. Block diffusion is masked diffusion of one
-block after the other, each behind the true text before it; short blocks get every mask, which is exact.
+(`chain_rule`), see `masks`; autoregression and TiDAR are exact in one forward. With a logit shift a token is read in
+the row before it, so that the first one needs a context, as in autoregression. Block diffusion is masked diffusion of
+one block after the other, each behind the true text before it; short blocks get every mask, which is exact.
 
 A pair that is too long loses tokens on the left of its context; an answer that is too long by itself is scored in full
 windows, of which the last is filled up with what comes before (both as in lm-evaluation-harness).
@@ -135,7 +135,7 @@ def _limit(backbone: Backbone, settings: AnswerSettings) -> int:
 
 
 def _is_causal(backbone: Backbone) -> bool:
-    return backbone.diffusion.method == "autoregressive"
+    return backbone.diffusion.is_causal
 
 
 def _block_length(backbone: Backbone) -> int:

@@ -1,4 +1,4 @@
-"""Likelihood of text: exact for autoregression, a bound with its standard error for diffusion.
+"""Likelihood of text: exact for autoregression and TiDAR, a bound with its standard error for diffusion.
 
 In: clean batches. Out: nats of each row. The diffusion bound averages LLaDA's count estimator (arXiv 2502.09992,
 equation 6): m of n tokens are masked, weight n/m, m uniform; block diffusion does so in each block (see
@@ -65,7 +65,7 @@ class Likelihood:
         stderr: standard error of `nats` from the draws of the masks, 0 where exact.
         tokens: tokens scored.
         bytes: UTF-8 bytes of the text that they stand for.
-        is_bound: whether it is an upper bound (diffusion) or exact (autoregression).
+        is_bound: whether it is an upper bound (diffusion) or exact (autoregression, TiDAR).
     """
 
     nats: float
@@ -119,7 +119,7 @@ def summed(rows: RowNats, bound: bool) -> Likelihood:
 def is_bound(backbone: Backbone) -> bool:
     """Whether this model's likelihood is only bounded; blocks of one token are predicted by the chain rule."""
     entry = backbone.diffusion
-    return entry.method != "autoregressive" and not (entry.method == "block_diffusion" and entry.block_length == 1)
+    return not entry.is_causal and not (entry.method == "block_diffusion" and entry.block_length == 1)
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         if entry.method == "block_diffusion":
             assert entry.block_length is not None, "a block-diffusion checkpoint has a block length"
             return block_causal(document_BL, entry.block_length)
-        return causal(document_BL) if entry.method in ("autoregressive", "tidar") else bidirectional(document_BL)
+        return causal(document_BL) if entry.is_causal else bidirectional(document_BL)
 
     def render(self, query: Layout, key: Layout) -> Mask:
         """Draw the attention rule for the active back end.

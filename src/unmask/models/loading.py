@@ -29,7 +29,7 @@ from unmask.models.source import Source, read_source, weights_of
 from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
-from unmask.settings.model import DEFAULT_BLOCK_LENGTH, DiffusionConfig, ModelSettings
+from unmask.settings.model import DEFAULT_BLOCK_LENGTH, DEFAULT_DRAFT_LENGTH, DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -194,9 +194,8 @@ def _block_length(entry: DiffusionConfig, settings: ObjectiveSettings) -> int | 
     """The block length at the end of training: the settings' last one, else the checkpoint's."""
     if settings.method not in ("block_diffusion", "tidar"):
         return None
-    default = 8 if settings.method == "tidar" else DEFAULT_BLOCK_LENGTH
-    lengths = settings.block_lengths or (entry.block_length or default,)
-    return lengths[-1]
+    default = DEFAULT_DRAFT_LENGTH if settings.method == "tidar" else DEFAULT_BLOCK_LENGTH
+    return (*settings.block_lengths[-1:], entry.block_length or default)[0]
 
 
 def save(

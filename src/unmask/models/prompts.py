@@ -126,7 +126,7 @@ class PromptCodec:
     def _start_of_text(self) -> list[int]:
         start = None if self.tokenizer is None else start_id(self.tokenizer)
         entry = self.backbone.diffusion
-        needs_start = entry.method == "autoregressive" or entry.logit_shift
+        needs_start = entry.is_causal or entry.logit_shift
         if start is None and needs_start:
             start = next(iter(self.end_ids()), None)
         if start is None and needs_start:

@@ -34,7 +34,7 @@ def example(batch: Batch, *, normalize: Literal["tokens", "answers"] = "tokens")
         terms=("autoregressive",),
         denominator_T=ones_R.sum(dtype=torch.float64)[None],
     )
-    return normalized(made, supervised_BL.sum(dim=1), normalize)
+    return normalized(made, supervised_BL.sum(dim=1)[None], normalize)
 
 
 def predictable(batch: Batch) -> Batch:

@@ -41,7 +41,7 @@ def example(batch: Batch, settings: ObjectiveSettings, *, mask_token_id: int, bl
     size_B = batch.supervised_BL.sum(dim=1)
     if settings.weighting == "unweighted":
         size_B = torch.stack([one.masked_BL.sum(dim=1) for one in corruptions]).sum(dim=0)
-    return normalized(made, size_B, settings.normalize)
+    return normalized(made, size_B[None], settings.normalize)
 
 
 def with_complement(drawn: Corruption, supervised_BL: Tensor, settings: ObjectiveSettings) -> list[Corruption]:
@@ -99,11 +99,6 @@ def corrupted_example(
         ratio_R=torch.cat([one.ratio_BL for one in corruptions], dim=1)[chosen].float(),
         source_R=torch.where(place_BL.flatten()[clean_R] > 0, clean_R - 1, -1),
         terms=("diffusion",),
+        starts=tuple(range(0, len(layout), length)),
         denominator_T=batch.supervised_BL.sum(dtype=torch.float64)[None],
     )
-
-
-def block_length_at(settings: ObjectiveSettings, final: int, step: int, steps: int) -> int:
-    """The block length of a step: the curriculum's, or the final one throughout."""
-    begun = [length for share, length in settings.block_curriculum if step >= round(share * steps)]
-    return begun[-1] if begun else final

@@ -16,8 +16,8 @@ from unmask.attention import Layout
 class Example:
     """Inputs of one forward and the rows of its output that are supervised.
 
-    The loss is the sum over terms of (sum of weight * cross-entropy over the term's rows) / (the term's denominator,
-    summed over the micro-batches and processes of the step).
+    The loss is the sum over terms of the term's share times (sum of weight * cross-entropy over the term's rows) / (the
+    term's denominator, summed over the micro-batches and processes of the step).
 
     Attributes:
         ids_BL: input ids, int64 [B, L].
@@ -31,6 +31,8 @@ class Example:
         source_R: the output row of a clean causal input that predicts the same token, for a teacher; -1: none does.
         terms: names of the loss terms.
         denominator_T: float64; what each term is divided by, of this micro-batch alone.
+        shares: what each term counts for in the loss.
+        starts: the columns at which a copy of the text begins.
     """
 
     ids_BL: Tensor
@@ -44,6 +46,8 @@ class Example:
     source_R: Tensor
     terms: tuple[str, ...]
     denominator_T: Tensor
+    shares: tuple[float, ...] = (1.0,)
+    starts: tuple[int, ...] = (0,)
 
     def to(self, device: torch.device) -> Example:
         """The same example on another device."""
@@ -55,21 +59,21 @@ class Example:
         return dataclasses.replace(self, layout=self.layout.to(device), **moved)
 
 
-def normalized(example: Example, size_B: Tensor, normalize: Literal["tokens", "answers"]) -> Example:
-    """The example of one term, divided by its tokens or, answer by answer, by each one's own tokens.
+def normalized(example: Example, size_TB: Tensor, normalize: Literal["tokens", "answers"]) -> Example:
+    """The example with each term divided by its tokens or, answer by answer, by each one's own tokens.
 
     An answer is all that is supervised in a row: with several replies, all of them together. The mean over answers of
     their loss per token is the loss of LLaDA's SFT guidelines.
 
     Args:
         example: with weights that are not divided by anything yet.
-        size_B: tokens that count in each row, int64.
+        size_TB: tokens that count in each row of the batch, for each term, int64.
         normalize: `tokens` gives each of them the same weight, `answers` each row that has any.
     """
     if normalize == "tokens":
-        return dataclasses.replace(example, denominator_T=size_B.sum(dtype=torch.float64)[None])
+        return dataclasses.replace(example, denominator_T=size_TB.sum(dim=1, dtype=torch.float64))
     return dataclasses.replace(
         example,
-        weight_R=example.weight_R / size_B[example.group_R],
-        denominator_T=(size_B > 0).sum(dtype=torch.float64)[None],
+        weight_R=example.weight_R / size_TB[example.term_R, example.group_R],
+        denominator_T=(size_TB > 0).sum(dim=1, dtype=torch.float64),
     )

@@ -1,20 +1,23 @@
-"""The one loss: weighted cross-entropy at supervised rows, in chunks.
+"""The one loss: weighted cross-entropy (and divergence from a teacher) at supervised rows, in chunks.
 
-In: hidden states, an `Example` and the head as a callable. Out: one weighted sum per loss term, differentiable, and
-each row's cross-entropy. The logits of one chunk exist at a time: its gradients are taken in the forward pass, so
-that the backward pass holds none (as in cut and fused cross-entropies; Wijmans et al., arXiv 2411.09009).
-Shapes: B batch, L length, D width, R supervised rows, V vocabulary, T terms.
+In: hidden states, an `Example`, the head as a callable and perhaps a teacher's `Lesson`. Out: their weighted sum,
+differentiable, the sum of each loss term and each row's cross-entropy. The logits of one chunk exist at a time: its
+gradients are taken in the forward pass, so that the backward pass holds none (as in cut and fused cross-entropies;
+Wijmans et al., arXiv 2411.09009).
+Shapes: B batch, L length, D width, R supervised rows, V vocabulary, T terms, P = 3 values of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 
 Head = Callable[[Tensor], Tensor]
@@ -24,14 +27,18 @@ class Loss(NamedTuple):
     """What a forward is worth.
 
     Attributes:
-        total: scalar, differentiable; the sum over terms of scale * weighted cross-entropy.
+        total: scalar, differentiable; the sum over terms of scale * weighted loss of the rows.
         sum_T: detached; the weighted sum of cross-entropies of each term, not scaled.
         cross_entropy_R: detached; nats of each supervised row, in float32 (float64 for a float64 model).
+        divergence_T: detached; the weighted sum of divergences from a teacher, times the lesson's weight; 0 without.
+        correct_T: detached; rows of each term whose likeliest token is the target, counted for several terms only.
     """
 
     total: Tensor
     sum_T: Tensor
     cross_entropy_R: Tensor
+    divergence_T: Tensor
+    correct_T: Tensor
 
 
 def loss(
@@ -42,8 +49,9 @@ def loss(
     parameters: tuple[Tensor, ...],
     scale_T: Tensor,
     chunk_rows: int = 512,
+    lesson: Lesson | None = None,
 ) -> Loss:
-    """Weighted cross-entropy of an example.
+    """Weighted cross-entropy of an example, and its divergence from a teacher if there is one.
 
     Args:
         hidden_BLD: output of the network.
@@ -52,22 +60,22 @@ def loss(
         parameters: the tensors inside `head` that need gradients.
         scale_T: factor of each term: its share in the loss over its denominator for the whole step.
         chunk_rows: rows whose logits exist at the same time.
+        lesson: of a teacher, about this example.
     """
     hidden_ND = hidden_BLD.flatten(0, 1)
     row_R, weight_R = example.row_R, example.weight_R
     if len(row_R) == 0:
         # A row of weight 0: every parameter must take part, or other processes wait for its gradient.
-        row_R, weight_R = row_R.new_zeros(1), weight_R.new_zeros(1)
+        row_R, weight_R, lesson = row_R.new_zeros(1), weight_R.new_zeros(1), None
         target_R, term_R = row_R + int((~head(hidden_ND[:1].detach()).isinf()).int().argmax()), row_R
     else:
         target_R, term_R = example.target_R, example.term_R
     scaled_R = weight_R * scale_T.to(weight_R.dtype)[term_R]
-    total, cross_entropy_R = _ChunkedCrossEntropy.apply(
-        hidden_ND[row_R], target_R, scaled_R, head, chunk_rows, *parameters
-    )
-    sum_T = torch.zeros(len(example.terms), device=weight_R.device, dtype=cross_entropy_R.dtype)
-    sum_T.index_add_(0, term_R, weight_R * cross_entropy_R)
-    return Loss(total, sum_T, cross_entropy_R[: len(example.row_R)])
+    rows = _Rows(target_R, lesson, counts_correct=len(example.terms) > 1)
+    total, values_PR = _ChunkedLoss.apply(hidden_ND[row_R], rows, scaled_R, head, chunk_rows, *parameters)
+    weighted_PR = torch.cat([values_PR[:2] * weight_R, values_PR[2:] * (weight_R > 0)])
+    sum_PT = values_PR.new_zeros(len(values_PR), len(example.terms)).index_add_(1, term_R, weighted_PR)
+    return Loss(total, sum_PT[0], values_PR[0, : len(example.row_R)], sum_PT[1], sum_PT[2])
 
 
 def row_losses(hidden_BLD: Tensor, example: Example, head: Head, *, chunk_rows: int = 512) -> Tensor:
@@ -85,14 +93,39 @@ def _cross_entropy(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     return F.cross_entropy(wide_RV, target_R, reduction="none")
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """sum(scale * cross-entropy), chunk by chunk, with its gradients taken on the way."""
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What the supervised rows are measured by.
+
+    Attributes:
+        target_R: the token that each is to predict.
+        lesson: of a teacher, or None.
+        counts_correct: whether it is asked which rows predict their token.
+    """
+
+    target_R: Tensor
+    lesson: Lesson | None
+    counts_correct: bool
+
+    def values(self, logits_RV: Tensor, chunk: slice) -> Tensor:
+        """Of the rows of a chunk: cross-entropy, weighted divergence (a row's loss is their sum), correctness."""
+        cross_entropy_R = _cross_entropy(logits_RV, self.target_R[chunk])
+        divergence_R = correct_R = torch.zeros_like(cross_entropy_R)
+        if self.lesson is not None:
+            divergence_R = self.lesson.weight * self.lesson.divergence(logits_RV, chunk)
+        if self.counts_correct:
+            correct_R = (logits_RV.detach().argmax(dim=-1) == self.target_R[chunk]).to(cross_entropy_R.dtype)
+        return torch.stack([cross_entropy_R, divergence_R, correct_R])
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """sum(scale * (cross-entropy + divergence)), chunk by chunk, with its gradients taken on the way."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden_RD: Tensor,
-        target_R: Tensor,
+        rows: _Rows,
         scale_R: Tensor,
         head: Head,
         chunk_rows: int,
@@ -100,23 +133,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient_RD = torch.empty_like(hidden_RD)
         gradients: list[Tensor] = []
-        losses: list[Tensor] = []
-        for start in range(0, len(target_R), chunk_rows):
+        values: list[Tensor] = []
+        for start in range(0, len(scale_R), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 hidden = hidden_RD[chunk].detach().requires_grad_()
-                losses.append(_cross_entropy(head(hidden), target_R[chunk]))
-                factor_R = scale_R[chunk].to(losses[-1].dtype)
-                gradient_RD[chunk], *rest = torch.autograd.grad(losses[-1], [hidden, *parameters], factor_R)
+                values_PR = rows.values(head(hidden), chunk)
+                loss_R = values_PR[0] if rows.lesson is None else values_PR[0] + values_PR[1]
+                factor_R = scale_R[chunk].to(loss_R.dtype)
+                gradient_RD[chunk], *rest = torch.autograd.grad(loss_R, [hidden, *parameters], factor_R)
+            values.append(values_PR.detach())
             if gradients:
                 for total, part in zip(gradients, rest, strict=True):
                     total += part
             else:
                 gradients = rest
-        cross_entropy_R = torch.cat([one.detach() for one in losses])
+        values_PR = torch.cat(values, dim=1)
         ctx.save_for_backward(gradient_RD, *gradients)
-        ctx.mark_non_differentiable(cross_entropy_R)
-        return (cross_entropy_R * scale_R).sum(), cross_entropy_R
+        ctx.mark_non_differentiable(values_PR)
+        return ((values_PR[0] + values_PR[1]) * scale_R).sum(), values_PR
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -33,7 +33,7 @@ def example(batch: Batch, settings: ObjectiveSettings, *, mask_token_id: int, lo
     corruption = corrupt(batch, settings, seed=seed)
     made = corrupted_example(batch, corruption, mask_token_id=mask_token_id, logit_shift=logit_shift)
     counted_BL = batch.supervised_BL if settings.weighting == "elbo" else corruption.masked_BL
-    return normalized(made, counted_BL.sum(dim=1), settings.normalize)
+    return normalized(made, counted_BL.sum(dim=1)[None], settings.normalize)
 
 
 def predictable(batch: Batch, *, logit_shift: bool) -> Batch:

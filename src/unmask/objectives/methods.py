@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from unmask.data.batch import Batch
 from unmask.errors import SettingsError
-from unmask.objectives import autoregressive, block_diffusion, masked_diffusion
+from unmask.objectives import autoregressive, block_diffusion, masked_diffusion, tidar
 from unmask.objectives.example import Example
+from unmask.settings.curricula import value_at
 from unmask.settings.model import DiffusionConfig
 from unmask.settings.objective import ObjectiveSettings
 
@@ -30,7 +31,7 @@ def objective(
             f"{settings.method} needs a mask token, and this checkpoint has none (method {diffusion.method}). "
             "Train it with this method first, which adds one."
         )
-    if settings.method == "block_diffusion":
+    if settings.method in ("block_diffusion", "tidar"):
         assert diffusion.block_length is not None, "a checkpoint made ready for this method has one"
         return _blocks(settings, diffusion.mask_token_id, diffusion.block_length, seed=seed, steps=steps)
     return functools.partial(
@@ -43,11 +44,15 @@ def objective(
 
 
 def _blocks(settings: ObjectiveSettings, mask_token_id: int, final: int, *, seed: int, steps: int | None) -> Objective:
-    """Block diffusion, whose block length may change with the step."""
-    assert steps is not None or not settings.block_curriculum, "a curriculum is in shares of the run's steps"
+    """Block diffusion or TiDAR, whose block length and other settings may change with the step."""
+    assert steps is not None or not settings.curricula, "a curriculum is in shares of the run's steps"
+    steps = steps or 1
 
     def example(batch: Batch) -> Example:
-        length = block_diffusion.block_length_at(settings, final, batch.step, steps or 1)
+        length = value_at(settings.block_curriculum, final, step=batch.step, steps=steps)
+        if settings.method == "tidar":
+            stage = tidar.stage_at(settings, block_length=length, step=batch.step, steps=steps)
+            return tidar.example(batch, settings, stage, mask_token_id=mask_token_id, seed=seed)
         return block_diffusion.example(batch, settings, mask_token_id=mask_token_id, block_length=length, seed=seed)
 
     return example

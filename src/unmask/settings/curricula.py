@@ -1,7 +1,7 @@
 """Curricula: values that change at given shares of a run.
 
-A curriculum is a tuple of pairs (share of the run at which the value begins, value); the first begins at 0. The value of
-a step is a function of that step alone, so a resumed run goes on where it was.
+A curriculum is a tuple of pairs (share of the run at which the value begins, value); the first begins at 0. The value
+of a step is a function of that step alone, so a resumed run goes on where it was.
 """
 
 from __future__ import annotations

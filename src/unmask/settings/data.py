@@ -67,7 +67,8 @@ class DataSettings:
     pad_mode: PadMode | None = None
     """Fill shorter rows with EOS to learn (eos_supervised), with at most eos_cap of them (eos_capped), a conversation's
     last block with them (block), or rows with padding that is ignored (ignore); default: eos_supervised for masked
-    diffusion, block for block diffusion (which fills documents of text up as well), ignore for autoregression."""
+    diffusion, block for block diffusion (which fills documents of text up as well), ignore for autoregression and
+    tidar."""
     eos_cap: int | None = None
     """Most EOS that eos_capped puts behind a conversation."""
     over_long: OverLong = "error"

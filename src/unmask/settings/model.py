@@ -14,6 +14,8 @@ ScheduleName = Literal["linear", "cosine", "cosine_squared", "polynomial"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 DEFAULT_BLOCK_LENGTH = 4
 """Of a model that becomes a block-diffusion model, and of published SDAR checkpoints that do not say theirs."""
+DEFAULT_DRAFT_LENGTH = 8
+"""Block length of a model that becomes a TiDAR model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,11 @@ class DiffusionConfig:
     decoding: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     version: int = 1
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether clean text is read causally: each token predicts the next one, and the likelihood is exact."""
+        return self.method in ("autoregressive", "tidar")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `config.json`."""

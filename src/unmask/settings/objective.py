@@ -9,17 +9,19 @@ from typing import Literal
 from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.curricula import Curriculum, check_shares
 from unmask.settings.model import ScheduleName
-from unmask.settings.tidar import TidarSettings
+from unmask.settings.tidar import DEFAULT_CLEAN_RATIO, TIDAR_ONLY, check_tidar
 
 Granularity = Literal["sequence", "batch", "block"]
-_ONLY_FOR = dict.fromkeys(
-    ("block_length", "block_curriculum", "mask_ratio_range"), ("block_diffusion", "tidar")
-) | {"complementary_masks": ("block_diffusion",)}
-"""Options of some methods only; TiDAR's own are in `settings.tidar`."""
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("block_length", "block_curriculum", "mask_ratio_range"), ("block_diffusion", "tidar")),
+    "complementary_masks": ("block_diffusion",),
+    **dict.fromkeys(TIDAR_ONLY, ("tidar",)),
+}
+"""The methods of each option that some methods do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveSettings(TidarSettings):
+class ObjectiveSettings:
     """Training method, corruption and loss weight."""
 
     method: Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"] = "masked_diffusion"
@@ -55,6 +57,39 @@ class ObjectiveSettings(TidarSettings):
     this range only, which is no bound on the likelihood; evaluation never does. (block_diffusion, tidar)"""
     complementary_masks: bool = False
     """Also learn from the complement of every mask, so that each token is predicted once. (block_diffusion)"""
+    tidar_layout: Literal["doubled", "split"] = "doubled"
+    """doubled: the text, then all of it as masks (TiDAR's paper); split: a clean head, then the rest of the text as
+    masks (its first public port, `clean_ratio`). (tidar)"""
+    clean_ratio: float = DEFAULT_CLEAN_RATIO
+    """Share of a document that is its clean head. (tidar, split)"""
+    clean_ratio_range: tuple[float, float] | None = None
+    """Draw that share for every document from this range. (tidar, split)"""
+    clean_ratio_curriculum: Curriculum = ()
+    """Pairs of a share of the run and the clean share that begins there: [[0, 0.9], [0.5, 0.5]]. (tidar, split)"""
+    tail_blocks: int | None = None
+    """How many blocks behind the clean head are learned; only the first one stands where drafting stands. Default: all.
+    (tidar, split)"""
+    masking: Literal["full", "random", "block"] = "full"
+    """What is masked in the blocks: everything (the paper), a random share of the tokens (`corruption`, `weighting` and
+    times as in block diffusion), or a share of the blocks, each of them as a whole. (tidar)"""
+    mask_ratio_curriculum: Curriculum = ()
+    """Pairs of a share of the run and the share that is masked from there on. (tidar, masking random or block)"""
+    ar_loss_weight: float = 1.0
+    """Weight of the next-token term; the loss is (ar_loss_weight * AR + diffusion_loss_weight * diffusion) / (their
+    sum), each term the mean over its own tokens. (tidar)"""
+    ar_loss_weight_curriculum: Curriculum = ()
+    """Pairs of a share of the run and the weight of the next-token term from there on. (tidar)"""
+    diffusion_loss_weight: float = 1.0
+    """Weight of the diffusion term. (tidar)"""
+    diffusion_loss_weight_curriculum: Curriculum = ()
+    """Pairs of a share of the run and the weight of the diffusion term from there on. (tidar)"""
+    teacher: str | None = None
+    """Folder, run or hub id of an autoregressive (or TiDAR) model with the same vocabulary, to learn from. (tidar)"""
+    distillation_weight: float = 0.0
+    """Weight of the divergence from the teacher's predictions beside each row's cross-entropy; 0 only without a
+    teacher. (tidar)"""
+    distillation_temperature: float = 1.0
+    """Temperature T at which teacher and student are compared; the divergence is scaled by T^2. (tidar)"""
     logit_shift: bool | None = None
     """Read the prediction for a token one place before it (adapting AR models as Dream does); default: checkpoint's."""
 
@@ -74,7 +109,7 @@ class ObjectiveSettings(TidarSettings):
         if self.method == "block_diffusion":
             self._check_lengths()
         if self.method == "tidar":
-            self._check_tidar()
+            check_tidar(self)
 
     @property
     def block_lengths(self) -> tuple[int, ...]:
@@ -82,11 +117,23 @@ class ObjectiveSettings(TidarSettings):
         named = [length for _, length in self.block_curriculum]
         return tuple(named or ([] if self.block_length is None else [self.block_length]))
 
+    @property
+    def copies(self) -> int:
+        """How often a text stands in the network's input: block diffusion and TiDAR read it noisy and clean."""
+        if self.method == "tidar":
+            return 2 if self.tidar_layout == "doubled" else 1
+        return 2 + self.complementary_masks if self.method == "block_diffusion" else 1
+
+    @property
+    def curricula(self) -> dict[str, Curriculum]:
+        """The curricula that are set, by name."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in named.items() if name.endswith("_curriculum") and value}
+
     def _check_owners(self) -> None:
         """An option that the method does not use is an error, so that none is ignored silently."""
-        owners = dict.fromkeys((field.name for field in dataclasses.fields(TidarSettings)), ("tidar",)) | _ONLY_FOR
         for field in dataclasses.fields(self):
-            methods, value = owners.get(field.name, (self.method,)), getattr(self, field.name)
+            methods, value = _ONLY_FOR.get(field.name, (self.method,)), getattr(self, field.name)
             is_true(
                 self.method in methods or value == field.default,
                 f"{field.name} belongs to method {' and '.join(methods)}, got {value} with {self.method}.",
@@ -132,27 +179,4 @@ class ObjectiveSettings(TidarSettings):
             not self.complementary_masks or (self.schedule == "linear" and self.corruption == "count"),
             f"complementary_masks need corruption `count` (the complement of a Bernoulli mask has no bounded weight) "
             f"and the linear schedule, got {self.corruption} and {self.schedule}.",
-        )
-
-    def _check_tidar(self) -> None:
-        """How TiDAR's options go with the corruption."""
-        self.check_layout()
-        self.check_weights()
-        drawn = self.mask_ratio_range != (0.0, 1.0)
-        is_true(
-            self.masking != "full" or not (drawn or self.mask_ratio_curriculum),
-            "mask_ratio_range and mask_ratio_curriculum belong to masking `random` and `block`; `full` masks everything.",
-        )
-        is_true(
-            not (drawn and self.mask_ratio_curriculum),
-            "mask_ratio_range draws the share of what is masked and mask_ratio_curriculum gives it. Set one of them.",
-        )
-        is_true(
-            self.schedule == "linear" or not self.mask_ratio_curriculum,
-            f"mask_ratio_curriculum needs the linear schedule, got {self.schedule}.",
-        )
-        is_true(
-            not (self.masking == "block" and self.t_granularity == "block"),
-            "t_granularity `block` has no meaning with masking `block`, where the share is one of blocks. Use "
-            "`sequence` or `batch`.",
         )

@@ -1,135 +1,127 @@
-"""What only TiDAR's training has: its layout, what is masked, the weights of its two terms, and a teacher."""
+"""Checks of what only TiDAR's training has: its layout, what is masked, the weights of its terms, and a teacher."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from unmask.settings.checks import at_least, in_range, is_true
-from unmask.settings.curricula import Curriculum, check_shares, value_at
+from unmask.settings.curricula import Curriculum, check_shares
 
-_DEFAULT_CLEAN_RATIO = 0.5
+if TYPE_CHECKING:
+    from unmask.settings.objective import ObjectiveSettings
+
+DEFAULT_CLEAN_RATIO = 0.5
+TIDAR_ONLY = (
+    "tidar_layout",
+    "clean_ratio",
+    "clean_ratio_range",
+    "clean_ratio_curriculum",
+    "tail_blocks",
+    "masking",
+    "mask_ratio_curriculum",
+    "ar_loss_weight",
+    "ar_loss_weight_curriculum",
+    "diffusion_loss_weight",
+    "diffusion_loss_weight_curriculum",
+    "teacher",
+    "distillation_weight",
+    "distillation_temperature",
+)
+"""The settings of an objective that no other method has."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TidarSettings:
-    """The options of method `tidar` beside those that it shares with block diffusion."""
+def check_tidar(settings: ObjectiveSettings) -> None:
+    """Whether TiDAR's options can be used, and used together.
 
-    tidar_layout: Literal["doubled", "split"] = "doubled"
-    """doubled: the text, then all of it as masks (TiDAR's paper); split: a clean head, then the rest of the text as
-    masks (its first public port, `clean_ratio`). (tidar)"""
-    clean_ratio: float = _DEFAULT_CLEAN_RATIO
-    """Share of a document that is its clean head. (tidar, split)"""
-    clean_ratio_range: tuple[float, float] | None = None
-    """Draw that share for every document from this range. (tidar, split)"""
-    clean_ratio_curriculum: Curriculum = ()
-    """Pairs of a share of the run and the clean share that begins there: [[0, 0.9], [0.5, 0.5]]. (tidar, split)"""
-    tail_blocks: int | None = None
-    """How many blocks behind the clean head are learned; only the first one stands where drafting stands. Default: all.
-    (tidar, split)"""
-    masking: Literal["full", "random", "block"] = "full"
-    """What is masked in the blocks: everything (the paper), a random share of the tokens (`corruption`, `weighting` and
-    times as in block diffusion), or a share of the blocks, each of them as a whole. (tidar)"""
-    mask_ratio_curriculum: Curriculum = ()
-    """Pairs of a share of the run and the share that is masked from there on. (tidar, masking random or block)"""
-    ar_loss_weight: float = 1.0
-    """Weight of the next-token term; the loss is (ar_loss_weight * AR + diffusion_loss_weight * diffusion) / (their
-    sum), each term the mean over its own tokens. (tidar)"""
-    ar_loss_weight_curriculum: Curriculum = ()
-    """Pairs of a share of the run and the weight of the next-token term from there on. (tidar)"""
-    diffusion_loss_weight: float = 1.0
-    """Weight of the diffusion term. (tidar)"""
-    diffusion_loss_weight_curriculum: Curriculum = ()
-    """Pairs of a share of the run and the weight of the diffusion term from there on. (tidar)"""
-    teacher: str | None = None
-    """Folder, run or hub id of an autoregressive (or TiDAR) model with the same vocabulary, to learn from. (tidar)"""
-    distillation_weight: float = 0.0
-    """Weight of the divergence from the teacher's predictions beside each row's cross-entropy; 0 only without a
-    teacher. (tidar)"""
-    distillation_temperature: float = 1.0
-    """Temperature T at which teacher and student are compared; the divergence is scaled by T^2. (tidar)"""
+    Raises:
+        SettingsError: they cannot.
+    """
+    _check_layout(settings)
+    _check_masking(settings)
+    _check_weights(settings)
+    _check_teacher(settings)
 
-    def check_layout(self) -> None:
-        """Shares of clean text, for the split layout only and told in one way.
 
-        Raises:
-            SettingsError: they are not.
-        """
-        told = {
-            "clean_ratio": self.clean_ratio != _DEFAULT_CLEAN_RATIO,
-            "clean_ratio_range": self.clean_ratio_range is not None,
-            "clean_ratio_curriculum": bool(self.clean_ratio_curriculum),
-        }
-        named = [name for name, is_set in told.items() if is_set]
-        split_only = named + ["tail_blocks"] * (self.tail_blocks is not None)
+def _check_layout(settings: ObjectiveSettings) -> None:
+    """Clean shares are for the split layout, and told in one way."""
+    told = {
+        "clean_ratio": settings.clean_ratio != DEFAULT_CLEAN_RATIO,
+        "clean_ratio_range": settings.clean_ratio_range is not None,
+        "clean_ratio_curriculum": bool(settings.clean_ratio_curriculum),
+    }
+    named = [name for name, is_set in told.items() if is_set]
+    split_only = named + ["tail_blocks"] * (settings.tail_blocks is not None)
+    is_true(
+        settings.tidar_layout == "split" or not split_only,
+        f"{' and '.join(split_only)}: only for tidar_layout `split`, got `{settings.tidar_layout}`, where the whole "
+        "text is clean once and masked once.",
+    )
+    is_true(len(named) < 2, f"Give one of {', '.join(told)}, got {' and '.join(named)}.")
+    at_least(1, tail_blocks=settings.tail_blocks)
+    low, high = settings.clean_ratio_range or (settings.clean_ratio, settings.clean_ratio)
+    shares = [low, high, *(value for _, value in settings.clean_ratio_curriculum)]
+    is_true(
+        low <= high and all(0 < value < 1 for value in shares),
+        f"Clean shares must lie between 0 and 1, both excluded, and a range begin with the lower one, got {shares}.",
+    )
+    check_shares("clean_ratio_curriculum", settings.clean_ratio_curriculum)
+
+
+def _check_masking(settings: ObjectiveSettings) -> None:
+    """The share of what is masked is told in one way, and where there is one to tell."""
+    is_drawn, curriculum = settings.mask_ratio_range != (0.0, 1.0), settings.mask_ratio_curriculum
+    is_true(
+        settings.masking != "full" or not (is_drawn or curriculum),
+        "mask_ratio_range and mask_ratio_curriculum need masking `random` or `block`, got `full`, which masks all.",
+    )
+    is_true(
+        not (is_drawn and curriculum),
+        "mask_ratio_range draws the share of what is masked, and mask_ratio_curriculum gives it. Set one of them.",
+    )
+    is_true(
+        settings.schedule == "linear" or not curriculum,
+        f"mask_ratio_curriculum needs the linear schedule, got {settings.schedule}.",
+    )
+    is_true(
+        not (settings.masking == "block" and settings.t_granularity == "block"),
+        "t_granularity `block` does not go with masking `block`, which draws the share of a text's blocks. Use "
+        "`sequence` or `batch`.",
+    )
+    check_shares("mask_ratio_curriculum", curriculum)
+    for _, value in curriculum:
+        in_range(0, 1, mask_ratio_curriculum=value)
+        is_true(value > 0, "The shares of mask_ratio_curriculum must be above 0: what is not masked is not learned.")
+
+
+def _check_weights(settings: ObjectiveSettings) -> None:
+    """The two terms may each be left out, but at no time both."""
+    for name in ("ar_loss_weight", "diffusion_loss_weight"):
+        fixed, curriculum = getattr(settings, name), getattr(settings, f"{name}_curriculum")
+        is_true(fixed == 1 or not curriculum, f"Give either {name} or {name}_curriculum, got both.")
+        check_shares(f"{name}_curriculum", curriculum)
+        at_least(0, **{name: fixed, f"{name}_curriculum": min((value for _, value in curriculum), default=None)})
+    ar, diffusion = settings.ar_loss_weight_curriculum, settings.diffusion_loss_weight_curriculum
+    for share in {0.0, *(start for start, _ in (*ar, *diffusion))}:
         is_true(
-            self.tidar_layout == "split" or not split_only,
-            f"{' and '.join(split_only)} belong to tidar_layout `split`, got `{self.tidar_layout}`.",
-        )
-        is_true(len(named) < 2, f"Give one of {', '.join(told)}, got {' and '.join(named)}.")
-        at_least(1, tail_blocks=self.tail_blocks)
-        low, high = self.clean_ratio_range or (self.clean_ratio, self.clean_ratio)
-        given = [low, high, *(value for _, value in self.clean_ratio_curriculum)]
-        is_true(
-            low <= high and all(0 < value < 1 for value in given),
-            f"Clean shares must lie between 0 and 1, both excluded, the lower bound first, got {given}.",
-        )
-        check_shares("clean_ratio_curriculum", self.clean_ratio_curriculum)
-
-    def check_weights(self) -> None:
-        """Weights of the terms and of the teacher, and the shares that may be masked.
-
-        Raises:
-            SettingsError: they cannot be used.
-        """
-        for name in ("mask_ratio_curriculum", "ar_loss_weight_curriculum", "diffusion_loss_weight_curriculum"):
-            curriculum: Curriculum = getattr(self, name)
-            check_shares(name, curriculum)
-            at_least(0, **{name: min((value for _, value in curriculum), default=None)})
-        in_range(0, 1, mask_ratio_curriculum=max((value for _, value in self.mask_ratio_curriculum), default=None))
-        is_true(
-            all(value > 0 for _, value in self.mask_ratio_curriculum),
-            "mask_ratio_curriculum must mask something: its shares must be above 0.",
-        )
-        at_least(0, ar_loss_weight=self.ar_loss_weight, diffusion_loss_weight=self.diffusion_loss_weight)
-        for weight in ("ar_loss_weight", "diffusion_loss_weight"):
-            is_true(
-                getattr(self, weight) == 1 or not getattr(self, f"{weight}_curriculum"),
-                f"Give either {weight} or {weight}_curriculum, got both.",
-            )
-        is_true(
-            all(sum(self._weights_from(share)) > 0 for share in self._changes()),
-            "ar_loss_weight and diffusion_loss_weight must not both be 0 at any time.",
-        )
-        at_least(0, distillation_weight=self.distillation_weight)
-        is_true(
-            (self.teacher is not None) == (self.distillation_weight > 0),
-            f"teacher and distillation_weight belong together, got teacher={self.teacher} and "
-            f"distillation_weight={self.distillation_weight}.",
-        )
-        is_true(
-            self.distillation_temperature > 0 and (self.teacher is not None or self.distillation_temperature == 1),
-            f"distillation_temperature must be positive and needs a teacher, got {self.distillation_temperature}.",
+            _from(ar, settings.ar_loss_weight, share) + _from(diffusion, settings.diffusion_loss_weight, share) > 0,
+            f"ar_loss_weight and diffusion_loss_weight are both 0 from share {share} of the run on. Raise one.",
         )
 
-    def term_shares(self, step: int, steps: int) -> tuple[float, float]:
-        """What the next-token and the diffusion term count for in the loss of a step; together 1."""
-        ar = value_at(self.ar_loss_weight_curriculum, self.ar_loss_weight, step=step, steps=steps)
-        diffusion = value_at(
-            self.diffusion_loss_weight_curriculum, self.diffusion_loss_weight, step=step, steps=steps
-        )
-        return ar / (ar + diffusion), diffusion / (ar + diffusion)
 
-    def _changes(self) -> list[float]:
-        curricula = itertools.chain(self.ar_loss_weight_curriculum, self.diffusion_loss_weight_curriculum)
-        return [0.0, *(share for share, _ in curricula)]
+def _from(curriculum: Curriculum, otherwise: float, share: float) -> float:
+    return ([otherwise] + [value for start, value in curriculum if start <= share])[-1]
 
-    def _weights_from(self, share: float) -> tuple[float, float]:
-        def from_there(curriculum: Curriculum, otherwise: float) -> float:
-            return ([otherwise] + [value for start, value in curriculum if start <= share])[-1]
 
-        return (
-            from_there(self.ar_loss_weight_curriculum, self.ar_loss_weight),
-            from_there(self.diffusion_loss_weight_curriculum, self.diffusion_loss_weight),
-        )
+def _check_teacher(settings: ObjectiveSettings) -> None:
+    weight, temperature = settings.distillation_weight, settings.distillation_temperature
+    at_least(0, distillation_weight=weight)
+    is_true(
+        (settings.teacher is not None) == (weight > 0),
+        f"teacher and distillation_weight belong together, got teacher={settings.teacher} and "
+        f"distillation_weight={weight}.",
+    )
+    is_true(temperature > 0, f"distillation_temperature must be above 0, got {temperature}.")
+    is_true(
+        settings.teacher is not None or temperature == 1,
+        f"distillation_temperature needs a teacher, got {temperature} without one.",
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Progress:
         tokens: input tokens seen, over all processes.
         best_score: lowest held-out bits per byte so far, or None.
         best_step: the step that reached it.
-        window: sums of the records since the last logged step.
+        window: sum and number of the losses since the last logged step.
+        terms: sums of each loss term's values since then, by its name, where there are several.
         scaler: state of the fp16 loss scaler.
     """
 
@@ -43,6 +44,7 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     window: tuple[float, int] = (0.0, 0)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
 
 

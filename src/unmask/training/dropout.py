@@ -27,15 +27,16 @@ class _Dropout:
         self.purpose, self.probability, self.seed = purpose, probability, seed
         self._key_BL1: Tensor | None = None
 
-    def begin(self, step: int, global_row_B: Tensor, length: int, *, copy_length: int | None = None) -> None:
+    def begin(self, step: int, global_row_B: Tensor, length: int, *, starts: tuple[int, ...] = (0,)) -> None:
         """Draw for these rows from now on, until the next call; recomputed forwards draw the same.
 
-        Rows that are copies of one text end to end give the length of a copy: a token's draws are those of its place
-        in its copy, as the length is that of the longest text, which need not be among another split's rows.
+        Rows that are copies of one text end to end say where each begins: a token's draws are those of its place in
+        its copy, as the length of a copy is that of the longest text, which need not be among another split's rows.
         """
         column_L = torch.arange(length, device=global_row_B.device)
-        copy_length = copy_length or length
-        place_L = column_L % copy_length + (column_L // copy_length << 32)
+        start_C = torch.tensor(starts, device=column_L.device)
+        copy_L = torch.bucketize(column_L, start_C, right=True) - 1
+        place_L = column_L - start_C[copy_L] + (copy_L << 32)
         self._key_BL1 = noise.hashed(self.purpose, self.seed, step, global_row_B[:, None], place_L)[..., None]
 
     def _hook(self, site: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from unmask.models.backbone import Backbone
+from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 from unmask.objectives.loss import Loss, loss, row_losses
 
@@ -31,7 +32,7 @@ class TrainingModule(nn.Module):
         """The network's configuration, where DeepSpeed looks for sizes."""
         return self.backbone.network.config
 
-    def forward(self, example: Example, scale_T: Tensor | None = None) -> Loss | Tensor:
+    def forward(self, example: Example, scale_T: Tensor | None = None, lesson: Lesson | None = None) -> Loss | Tensor:
         """The loss of an example with each term's factor; without factors, each supervised row's cross-entropy."""
         mask = self.backbone.render(example.layout, example.layout)
         read_R = example.row_R.unique() if len(example.row_R) else None
@@ -39,9 +40,8 @@ class TrainingModule(nn.Module):
         if scale_T is None:
             return row_losses(hidden_BLD, example, self.backbone.logits, chunk_rows=self.chunk_rows)
         trained = tuple(one for one in self._head_parameters() if one.requires_grad)
-        return loss(
-            hidden_BLD, example, self.backbone.logits, parameters=trained, scale_T=scale_T, chunk_rows=self.chunk_rows
-        )
+        options = {"parameters": trained, "scale_T": scale_T, "chunk_rows": self.chunk_rows}
+        return loss(hidden_BLD, example, self.backbone.logits, **options, lesson=lesson)
 
     def _head_parameters(self) -> list[nn.Parameter]:
         return list(self.backbone.network.get_output_embeddings().parameters())  # type: ignore[union-attr]

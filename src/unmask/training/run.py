@@ -23,8 +23,9 @@ from unmask.training import checkpoint as checkpoints
 from unmask.training.distributed import end, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
+from unmask.training.records import truncate_metrics
 from unmask.training.samples import first_row, sample_page
-from unmask.training.trainer import Trainer, total_steps, truncate_metrics, write_final
+from unmask.training.trainer import Trainer, total_steps, write_final
 
 if TYPE_CHECKING:
     pass
@@ -146,7 +147,7 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     weights = list(checkpoint.backbone.network.parameters())
     trained = [one for one in weights if one.requires_grad]
     rows = settings.micro_batch_size or settings.batch_size
-    tokens = rows * recipe.data.context_length
+    tokens = rows * recipe.data.context_length * recipe.objective.copies
     gate = config_.intermediate_size / config_.hidden_size
     kept = 1 if settings.gradient_checkpointing else 5 + 2 * gate if settings.recompute_elementwise else 12 + 4 * gate
     activation = 4 if settings.precision == "fp32" else 2

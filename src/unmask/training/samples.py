@@ -32,7 +32,9 @@ def first_row(tokenizer: PreTrainedTokenizerBase, batch: Batch, example: Example
         parts = [(learned, decode(tokenizer, [token for token, _ in run], special=True)) for learned, run in runs]
         text = "".join(f"[[{part}]]" if learned else part for learned, part in parts)
     yield f"first row{', what is supervised in [[...]]' if marked else ''}: {text!r}"
-    yield f"as trained: {decode(tokenizer, example.ids_BL[0, :size].tolist(), special=True)!r}"
+    # TiDAR's clean part and its masks are both learned; other methods learn the noisy part, which stands first.
+    shown = example.layout.document[0] >= 0 if len(example.terms) > 1 else slice(size)
+    yield f"as trained: {decode(tokenizer, example.ids_BL[0, shown].tolist(), special=True)!r}"
 
 
 def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:

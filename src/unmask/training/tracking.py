@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from unmask.settings.training import TrainingSettings
+
 DIRECTORY = "TENSORBOARD_LOG_PATH"
 """Environment variable of the port: the folder of TensorBoard's files, instead of the run folder."""
 PORT_TAGS = {
@@ -27,6 +29,13 @@ _EPOCH_TAGS = {
     "train/diffusion_loss": "train/epoch_diffusion_loss",
 }
 Logged = tuple[int, dict[str, float]]
+
+
+def tags_of(settings: TrainingSettings, *, rows: int, start: int) -> OwnTags | PortTags:
+    """The names that settings choose, for a run over `rows` rows that goes on after `start` steps."""
+    if settings.tracker_tags == "unmask":
+        return OwnTags()
+    return PortTags(rows=rows, batch_size=settings.batch_size, start=start)
 
 
 def logging_folder(default: str) -> str:

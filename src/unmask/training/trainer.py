@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +27,10 @@ from unmask.errors import NonFiniteError
 from unmask.evaluation.likelihood import Likelihood, evaluate
 from unmask.models import loading
 from unmask.models.loading import Checkpoint
+from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 from unmask.objectives.methods import objective
-from unmask.runs import RunFolder, append_record, write_text, written_folder
+from unmask.runs import RunFolder, append_record, written_folder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
 from unmask.training.checkpoint import Progress
@@ -41,22 +41,17 @@ from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
 from unmask.training.preparation import TrainingText
 from unmask.training.recomputation import recompute
+from unmask.training.records import StepResult, TermResult, added, term_records
+from unmask.training.teacher import Teacher
 from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
-from unmask.training.tracking import OwnTags, PortTags
+from unmask.training.tracking import tags_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_HEAD_ROWS = {"autoregressive": 1.0, "masked_diffusion": 0.5, "block_diffusion": 0.5, "tidar": 2.0}
+"""Rows that reach the head for each supervised token."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class StepResult(NamedTuple):
-    """One optimiser step over all processes: loss in nats per token, gradient norm, input tokens, stop requested."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-    stop: bool
 
 
 class Trainer:
@@ -88,9 +83,11 @@ class Trainer:
         self.total = total_steps(recipe, text.train)
         self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
-        self.tags = OwnTags()
-        if self.settings.tracker_tags == "tidar_port":
-            self.tags = PortTags(rows=len(text.train), batch_size=self.settings.batch_size, start=self.progress.step)
+        self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
+        self.teacher = None
+        if recipe.objective.teacher is not None:
+            placement = {"device": accelerator.device, "attention_backend": self.settings.attention_backend}
+            self.teacher = Teacher(recipe.objective, checkpoint, **placement)
         self._signal: int | None = None
         self._prepare_network(resume)
         self._prepare_optimizer(resume)
@@ -117,21 +114,26 @@ class Trainer:
         batches = list(self._batches(step))
         examples = [self.objective(batch) for batch in batches]
         device, world = self.accelerator.device, self.accelerator.num_processes
+        terms = examples[0].terms
         denominator_T = torch.stack([example.denominator_T for example in examples]).sum(dim=0)
         denominator_T = summed(denominator_T.to(device), self.accelerator).clamp(min=1)
         # Data parallelism averages gradients over processes, so each one's share is scaled up by their number.
-        scale_T = world / denominator_T
-        sum_T = torch.zeros_like(denominator_T)
+        share_T = torch.tensor(examples[0].shares, dtype=torch.float64, device=device)
+        scale_T = world * share_T / denominator_T
+        sum_XT = torch.zeros(len(TermResult._fields), len(terms), dtype=torch.float64, device=device)
         for group in self.optimizer.param_groups:  # before the backward pass, in which DeepSpeed takes the step
             group["lr"] = learning_rate(step, self.total, self.settings)
         for number, (batch, example) in enumerate(zip(batches, examples, strict=True)):
-            sum_T += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
+            sum_XT += self._backward(batch, example, scale_T, last=number == len(batches) - 1)
         norm = self._clipped_norm()
         tokens = sum(int((batch.document_BL >= 0).sum()) for batch in batches)
         counts = torch.tensor([tokens, self._signal is not None], dtype=torch.float64, device=device)
-        shared = summed(torch.cat([sum_T, counts]), self.accelerator)
-        terms = (shared[:-2] / denominator_T).tolist()
-        result = StepResult(sum(terms), float(norm), int(shared[-2]), bool(shared[-1] > 0))
+        shared = summed(torch.cat([sum_XT.flatten(), counts]), self.accelerator)
+        sum_XT = shared[:-2].view_as(sum_XT)
+        sum_XT[:2] /= denominator_T
+        loss = float((sum_XT[:2].sum(dim=0) * share_T).sum())
+        each = {name: TermResult(*values) for name, values in zip(terms, sum_XT.T.tolist(), strict=True)}
+        result = StepResult(loss, float(norm), int(shared[-2]), bool(shared[-1] > 0), each if len(terms) > 1 else {})
         self._check_finite(step, result)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -151,14 +153,21 @@ class Trainer:
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
-            length, copy_length = example.ids_BL.shape[1], batch.ids_BL.shape[1]
-            dropout.begin(batch.step, batch.global_row_B, length, copy_length=copy_length)
+            dropout.begin(batch.step, batch.global_row_B, len(example.layout), starts=example.starts)
         self.accelerator.sync_gradients = last  # DeepSpeed takes the step where this is set
         synchronised = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
         with synchronised:
-            loss = self.module(example.to(self.accelerator.device), scale_T)
+            example = example.to(self.accelerator.device)
+            loss = self.module(example, scale_T, self._lesson(batch, example))
             self.accelerator.backward(loss.total)
-        return loss.sum_T.double()
+        rows_T = torch.bincount(example.term_R, minlength=len(example.terms))
+        return torch.stack([one.double() for one in (loss.sum_T, loss.divergence_T, rows_T, loss.correct_T)])
+
+    def _lesson(self, batch: Batch, example: Example) -> Lesson | None:
+        if self.teacher is None:
+            return None
+        with self.accelerator.autocast():
+            return self.teacher.lesson(batch, example)
 
     def _clipped_norm(self) -> Tensor:
         largest = self.settings.max_grad_norm or math.inf
@@ -186,6 +195,7 @@ class Trainer:
             step=step + 1,
             tokens=self.progress.tokens + result.tokens,
             window=(total + result.loss, count + 1),
+            terms=added(self.progress.terms, result.terms),
         )
 
     def _log(self, step: int, result: StepResult) -> None:
@@ -194,19 +204,20 @@ class Trainer:
         now, (total, count) = time.perf_counter(), self.progress.window
         rate = result.tokens * count / (now - self._clock)
         train = self.text.train
-        head_share = train.supervised_share * (1.0 if self.recipe.objective.method == "autoregressive" else 0.5)
+        head_share = train.supervised_share * _HEAD_ROWS[self.recipe.objective.method]
         flops = flops_per_token(self.backbone, round(train.mean_length), head_share=head_share)
         record = {
             "step": step + 1,
             "tokens": self.progress.tokens,
             "train/loss": total / count,
+            **term_records(self.progress.terms, count, taught=self.teacher is not None),
             "train/learning_rate": learning_rate(step, self.total, self.settings),
             "train/grad_norm": result.grad_norm,
             "throughput/tokens_per_second": rate,
             "throughput/mfu": rate * flops / (self._peak * self.accelerator.num_processes),
             "throughput/memory_bytes": memory_bytes(self.accelerator.device),
         }
-        self.progress = dataclasses.replace(self.progress, window=(0.0, 0))
+        self.progress = dataclasses.replace(self.progress, window=(0.0, 0), terms={})
         self._clock = now
         self.console.record(record)
         self._write(record)
@@ -300,6 +311,10 @@ class Trainer:
     def _prepare_network(self, resume: Path | None) -> None:
         settings, network = self.settings, self.backbone.network
         network.train()
+        for parameter in network.parameters():
+            if parameter.device.type == "cpu" and parameter.is_floating_point():
+                # Weights lie in a mapped file as its header leaves them, and matrix products round by their address.
+                parameter.data = parameter.data.clone()
         self.average = None
         if resume is not None and settings.ema_decay is not None:
             network.load_state_dict(checkpoints.read_tensors(resume, "weights"), strict=False)
@@ -356,23 +371,6 @@ def total_steps(recipe: Recipe, text: Rows) -> int:
     if settings.epochs is not None:
         return max(1, math.ceil(settings.epochs * len(text) / settings.batch_size))
     return settings.steps or 1000
-
-
-def truncate_metrics(run: RunFolder, step: int) -> None:
-    """Forget records after `step`, so that a resumed run writes each step once."""
-    if not run.metrics.exists():
-        return
-    lines = run.metrics.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    write_text(run.metrics, "".join(line + "\n" for line in kept))
-
-
-def _step_of(line: str) -> float:
-    """The step of a record; a line cut off by a crash counts as later than any."""
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-        return math.inf
 
 
 def write_final(run: RunFolder, card: str) -> Path:

@@ -1,0 +1,87 @@
+"""The commands and code of docs/block-diffusion.md, run as written on real weights (training shortened)."""
+
+import doctest
+import gzip
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unmask.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "block-diffusion.md").read_text(encoding="utf-8")
+SHORTER = (
+    "training.steps=2 training.warmup_steps=1 training.batch_size=2 evaluation.max_rows=2 "
+    "evaluation.masks_per_sequence=2 sampling.max_new_tokens=8"
+)
+SHORTER_WORDS = {
+    "train": SHORTER.split(),
+    "generate": ["--max-new-tokens", "8"],
+    "evaluate": ["--max-rows", "2"],
+    "block_quality.py": ["--texts", "2", "--new-tokens", "6", "--thresholds", "0.3", "--block-lengths", "4"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def workplace(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the page's commands are run in: recipes, benchmarks, data, no runs yet."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in ("recipes", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    for name in ("tinystories-656k", "stories260k"):
+        (folder / "data" / name).symlink_to(shared_data / "checkpoints" / name)
+    stories = "tinystories_sample.jsonl.gz"
+    with gzip.open(shared_data / "text" / stories) as lines:
+        (folder / "data" / stories).write_bytes(gzip.compress(b"".join(itertools.islice(lines, 200))))
+    return folder
+
+
+def run(command: str) -> None:
+    words = shlex.split(command)
+    name = words[1].rpartition("/")[2]
+    words += SHORTER_WORDS[name]
+    if words[0] == "unmask":
+        assert main(words[1:]) == 0, command
+        return
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+
+
+def test_the_commands_run_one_after_another(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    found = commands()
+    assert len(found) >= 7
+    for command in found:
+        run(command)
+    results = workplace / "benchmarks" / "results"
+    for file in (results / "block_quality.json", results / "block_quality.csv", workplace / "docs/block-quality.png"):
+        assert file.stat().st_mtime > (workplace / "runs" / "stories-blocks" / "config.yaml").stat().st_mtime
+
+    scripts = [block for block in blocks("python") if ">>>" not in block]
+    assert len(scripts) == 2
+    for script in scripts:
+        exec(compile(script, "page", "exec"), {})
+
+
+def test_the_pictures_are_what_the_code_draws() -> None:
+    test = doctest.DocTestParser().get_doctest(PAGE, {}, "block-diffusion.md", None, 0)
+    assert len(test.examples) >= 6
+    assert doctest.DocTestRunner().run(test).failed == 0
