@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cli.test_port_files import TRAIN
+from tests.settings.test_deepspeed import PORT
 from unmask import config
 from unmask.cli.main import main
 from unmask.errors import SettingsError
@@ -20,6 +23,7 @@ from unmask.settings import evaluation
 from unmask.settings.aliases import from_original
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.pipeline import PipelineRecipe
+from unmask.settings.port_aliases import from_port
 from unmask.settings.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +38,11 @@ SYSTEMS = {
     "Block decoding of LMDeploy": "lmdeploy",
     "generate` of the LLaDA2 models": "llada2",
 }
+COMMANDS = {
+    "Command lines of the port": f"unmask train {ROOT}/recipes/tidar-port.yaml --num-gpus 8",
+    "gendata_llama3.sh": "unmask tokenize --model MODEL --data chats.json --out new",
+}
+"""What goes before a flag that is accepted as it is, by section; elsewhere `unmask generate`."""
 BLOCKS = ("SDAR", "JetEngine", "LMDeploy", "SGLang", "LLaDA2")
 """Originals whose sampling options are those of block decoding."""
 
@@ -119,6 +128,10 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
         given = keywords(ours.removeprefix("AnswerSettings(").removesuffix(")"))
         assert given
         assert evaluation.AnswerSettings(**given)
+    elif ours.startswith("from_port("):
+        given = keywords(ours.removeprefix("from_port(").removesuffix(")"))
+        assert given == keywords(SPAN.findall(row.original)[0])
+        assert from_port(**given)["objective"].method == ("tidar" if given.get("use_tidar", True) else "autoregressive")
     elif ours.startswith("unmask."):
         module, _, name = ours.removesuffix("()").rpartition(".")
         home, _, kind = module.rpartition(".")
@@ -133,8 +146,20 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ROOT / ours).is_file(), ours
 
 
+@pytest.fixture(scope="module")
+def port_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the TiDAR port's two files where it has them."""
+    folder = tmp_path_factory.mktemp("port")
+    (folder / "tidar").mkdir()
+    (folder / "tidar" / "train_config.json").write_text(json.dumps(TRAIN))
+    (folder / "tidar" / "ds_config.json").write_text(json.dumps(PORT))
+    return folder
+
+
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_row_holds(row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_holds(
+    row: Row, port_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     if row.ours == "refused":
         assert len(row.note) > 20, "a refusal needs its reason"
@@ -148,7 +173,9 @@ def test_every_row_holds(row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for ours in spans:
         holds(row, ours, monkeypatch)
     if row.note.startswith("accepted as it is"):
-        parses(monkeypatch, f'unmask generate RUN "Hello" {SPAN.findall(row.original)[0]}')
+        command = next((value for key, value in COMMANDS.items() if key in row.section), 'unmask generate RUN "Hello"')
+        monkeypatch.chdir(port_files)
+        parses(monkeypatch, f"{command} {SPAN.findall(row.original)[0]}")
 
 
 def test_rows_are_unique() -> None:

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
 BASE: dict[str, Any] = {
     "data": {"format": "ckpt", "over_long": "cut"},
     "objective": {"method": "tidar", "tidar_layout": "split"},
-    "training": {"keep_checkpoints": None},
+    "training": {"keep_checkpoints": None, "tracker_tags": "tidar_port"},
 }
 """What the port does whatever its files say."""
 OPTIMISATION: dict[str, Any] = {

@@ -68,6 +68,8 @@ class TrainingSettings:
     """How many of the newest checkpoints to keep beside the best one; null keeps all."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers to log to besides metrics.jsonl."""
+    tracker_tags: Literal["unmask", "tidar_port"] = "unmask"
+    """Names of metrics at the trackers: those of metrics.jsonl, or those of the first TiDAR port (train/batch_loss)."""
     project: str = "unmask"
     """Project name at the trackers."""
     deepspeed_config: str | None = None

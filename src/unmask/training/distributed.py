@@ -13,6 +13,7 @@ from torch import Tensor
 from unmask.errors import SettingsError, require
 from unmask.settings.deepspeed import engine_config
 from unmask.settings.training import TrainingSettings
+from unmask.training.tracking import logging_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,6 +28,7 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
     """
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration
 
     for tracker in settings.report_to:
         require(tracker, extra="track", purpose=f"training.report_to={tracker}")
@@ -52,7 +54,7 @@ def start(settings: TrainingSettings, folder: Path) -> Accelerator:
         mixed_precision="no" if settings.precision == "fp32" else settings.precision,
         cpu=device is None,
         log_with=list(settings.report_to) or None,
-        project_dir=str(folder),
+        project_config=ProjectConfiguration(str(folder), logging_dir=logging_folder(str(folder))),
         deepspeed_plugin=plugin,
     )
     if settings.batch_size % accelerator.num_processes:

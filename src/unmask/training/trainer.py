@@ -44,6 +44,7 @@ from unmask.training.recomputation import recompute
 from unmask.training.records import StepResult, TermResult, added, term_records
 from unmask.training.teacher import Teacher
 from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
+from unmask.training.tracking import tags_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,6 +83,7 @@ class Trainer:
         self.total = total_steps(recipe, text.train)
         self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
+        self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
         if recipe.objective.teacher is not None:
             placement = {"device": accelerator.device, "attention_backend": self.settings.attention_backend}
@@ -223,8 +225,8 @@ class Trainer:
     def _write(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_record(self.run.metrics, record)
-        values = {name: value for name, value in record.items() if name != "step"}
-        self.accelerator.log(values, step=record["step"])
+        for step, values in self.tags(record):
+            self.accelerator.log(values, step=step)
 
     # --- evaluation and checkpoints -------------------------------------------------------------------------------
 
