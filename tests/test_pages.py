@@ -1,4 +1,4 @@
-"""The commands and code of docs/block-diffusion.md, run as written on real weights (training shortened)."""
+"""The commands and code of the pages on block diffusion and TiDAR, run as written on real weights, trained shortly."""
 
 import doctest
 import gzip
@@ -16,7 +16,7 @@ import pytest
 from unmask.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "block-diffusion.md").read_text(encoding="utf-8")
+PAGES = ("block-diffusion", "tidar")
 SHORTER = (
     "training.steps=2 training.warmup_steps=1 training.batch_size=2 evaluation.max_rows=2 "
     "evaluation.masks_per_sequence=2 sampling.max_new_tokens=8"
@@ -25,23 +25,34 @@ SHORTER_WORDS = {
     "train": SHORTER.split(),
     "generate": ["--max-new-tokens", "8"],
     "evaluate": ["--max-rows", "2"],
+    "analyze": [],
     "block_quality.py": ["--texts", "2", "--new-tokens", "6", "--thresholds", "0.3", "--block-lengths", "4"],
+    "tidar_quality.py": ["--texts", "2", "--new-tokens", "6", "--draft-lengths", "2"],
+}
+# What the commands leave, the benchmarks' at the end.
+LEFT = {
+    "block-diffusion": ("block_quality.json", "block_quality.csv", "../../docs/block-quality.png"),
+    "tidar": ("tidar_quality.json", "tidar_quality.csv", "../../docs/tidar-speed.png"),
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip()]
 
 
-@pytest.fixture(scope="module")
-def workplace(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the page's commands are run in: recipes, benchmarks, data, no runs yet."""
-    folder = tmp_path_factory.mktemp("page")
+@pytest.fixture
+def workplace(shared_data: Path, tmp_path: Path) -> Path:
+    """The folder that a page's commands are run in: recipes, benchmarks, data, no runs yet."""
+    folder = tmp_path / "page"
     for name in ("recipes", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "data").mkdir()
@@ -65,23 +76,26 @@ def run(command: str) -> None:
     assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
 
 
-def test_the_commands_run_one_after_another(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_run_one_after_another(page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    found = commands()
+    found = commands(page)
     assert len(found) >= 7
     for command in found:
         run(command)
-    results = workplace / "benchmarks" / "results"
-    for file in (results / "block_quality.json", results / "block_quality.csv", workplace / "docs/block-quality.png"):
-        assert file.stat().st_mtime > (workplace / "runs" / "stories-blocks" / "config.yaml").stat().st_mtime
+    first = min(file.stat().st_mtime for file in (workplace / "runs").glob("*/config.yaml"))
+    for file in LEFT[page]:
+        assert (workplace / "benchmarks" / "results" / file).stat().st_mtime > first, file
 
-    scripts = [block for block in blocks("python") if ">>>" not in block]
-    assert len(scripts) == 2
+    scripts = [block for block in blocks(page, "python") if ">>>" not in block]
+    assert len(scripts) >= 1
     for script in scripts:
         exec(compile(script, "page", "exec"), {})
 
 
-def test_the_pictures_are_what_the_code_draws() -> None:
-    test = doctest.DocTestParser().get_doctest(PAGE, {}, "block-diffusion.md", None, 0)
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pictures_are_what_the_code_draws(page: str) -> None:
+    test = doctest.DocTestParser().get_doctest(text_of(page), {}, f"{page}.md", None, 0)
     assert len(test.examples) >= 6
     assert doctest.DocTestRunner().run(test).failed == 0
