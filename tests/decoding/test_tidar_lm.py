@@ -193,3 +193,13 @@ def test_models_without_blocks_or_masks_say_what_is_missing() -> None:
     masked = DiffusionLM(tiny.checkpoint("masked_diffusion"))
     with pytest.raises(SettingsError, match="tidar decoding needs draft_length"):
         masked.generate([1, 2], SamplingParams(decoding="tidar"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_drafts_may_reach_beyond_the_context_that_the_text_fills(mode: str) -> None:
+    lm = on_ids()
+    prompt = [place * place % 11 for place in range(lm.backbone.context_length - 9)]
+    params = SamplingParams(max_new_tokens=9, mode=mode, draft_length=16)  # type: ignore[arg-type]
+    (output,) = lm.generate(prompt, params)
+    (plain,) = lm.generate(prompt, SamplingParams(max_new_tokens=9, decoding="autoregressive"))
+    assert output.token_ids == plain.token_ids

@@ -163,26 +163,28 @@ class TidarRun:
             self._draft = self._drafted(self._logits(hidden_BSD, None))
 
     def _draft_ahead(self) -> None:
-        """[d_0 | masks x (k-1)]: the drafts, and the verdict on d_1, which d_0 predicts."""
+        """[d_0 | masks x (k-1)]: d_1 and the verdict on it, which d_0 gives; further drafts only where it stays."""
         assert self._newest_B is not None
         ids_BQ = torch.full((len(self._going), self._length), self._mask_id, device=self._place_B.device)
         ids_BQ[:, 0] = self._newest_B
         hidden_BQD = self._forward(ids_BQ, self._layout.moved(self._place_B))
         self._keep([1] * len(self._going))
-        logits_BQV = self._logits(hidden_BQD, None)
-        self._draft = self._drafted(logits_BQV[:, 1:])
-        verdict = verified(logits_BQV[:, :1], self._draft.columns(0, 1), self.params, self._places(1))
+        logits_BQV = self._logits(hidden_BQD[:, :2], None)
+        first = self._drafted(logits_BQV[:, 1:])
+        verdict = verified(logits_BQV[:, :1], first, self.params, self._places(1))
         for text, accepted in zip(self._going, verdict.accepted_B.tolist(), strict=True):
             text.is_waiting = accepted == 0
         going_B = self._decide(logits_BQV[:, :1], verdict, [1] * len(self._going))
         if going_B is not None:
-            self._draft = self._draft.rows(going_B)
+            first, hidden_BQD = first.rows(going_B), hidden_BQD[going_B]
         self._is_verifying = any(not text.is_waiting for text in self._going)
+        if self._is_verifying:
+            self._draft = first.followed_by(self._drafted(self._logits(hidden_BQD[:, 2:], None)))
 
     def _verify(self) -> None:
         """d_1 .. d_k-1, causally, in the rows where d_1 stays."""
         layout = attention.causal_step(self._place_B, self._length - 1)
-        later = self._draft.columns(1)
+        later = self._draft.behind_first()
         logits_BTV = self._logits(self._forward(self._draft.token_BS, layout), later)
         verdict = verified(logits_BTV, later, self.params, self._places(self._length - 1))
         counts = verdict.count_B.tolist()
@@ -265,7 +267,7 @@ class TidarRun:
         said = [given(*flat).confidence_R, *(surprise(*flat, self.params.temperature) if self.params.trace else ())]
         columns = [token_BT.tolist(), *(values_R.view_as(token_BT).tolist() for values_R in said)]
         for at, (text, count) in enumerate(zip(self._going, counts, strict=True)):
-            if text.is_waiting and count == 0:
+            if count == 0:
                 continue
             text.forwards, text.last, text.newest = text.forwards + 1, self._forwards, len(text.tokens)
             text.revealed_at += [self._steps] * count

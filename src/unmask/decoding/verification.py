@@ -59,10 +59,16 @@ class Draft(NamedTuple):
         """The chosen rows."""
         return Draft(self.token_BS[index_B], None if self.log_BSV is None else self.log_BSV[index_B])
 
-    def columns(self, start: int, stop: int | None = None) -> Draft:
-        """The drafts start..stop-1 of every row."""
-        span = slice(start, stop)
-        return Draft(self.token_BS[:, span], None if self.log_BSV is None else self.log_BSV[:, span])
+    def behind_first(self) -> Draft:
+        """The drafts of every row but its first one."""
+        return Draft(self.token_BS[:, 1:], None if self.log_BSV is None else self.log_BSV[:, 1:])
+
+    def followed_by(self, other: Draft) -> Draft:
+        """The drafts of both, side by side."""
+        token_BS = torch.cat([self.token_BS, other.token_BS], dim=1)
+        if self.log_BSV is None or other.log_BSV is None:
+            return Draft(token_BS, None)
+        return Draft(token_BS, torch.cat([self.log_BSV, other.log_BSV], dim=1))
 
 
 class Verdict(NamedTuple):
