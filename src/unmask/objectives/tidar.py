@@ -236,8 +236,7 @@ def clean_lengths(batch: Batch, settings: ObjectiveSettings, stage: Stage, *, se
         number_BL = document_numbers(batch.document_BL)
         drawn_BL = noise.uniform(Purpose.CLEAN_SHARE, seed, batch.step, batch.global_row_B[:, None], number_BL)
         ratio = low + (high - low) * drawn_BL
-    head_BL = (length_BL * ratio).floor().long()
-    return torch.minimum(head_BL, length_BL - 1).clamp(min=1)
+    return (length_BL * ratio).floor().long().clamp(min=1)
 
 
 def _masks(places: _Places, settings: ObjectiveSettings, stage: Stage, *, seed: int) -> _Masks:
