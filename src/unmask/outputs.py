@@ -63,7 +63,7 @@ class Score:
         stderr: standard error of it from the draws of the masks; 0 where exact.
         tokens: tokens scored.
         bytes: UTF-8 bytes that they stand for; 0 for token ids.
-        is_bound: False for autoregression, True for diffusion.
+        is_bound: False for autoregression and TiDAR (and blocks of one token), True for diffusion.
     """
 
     log_likelihood: float

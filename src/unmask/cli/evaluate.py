@@ -67,7 +67,7 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     """The parser, and which options each way of measuring uses."""
     options = parser(
         "evaluate",
-        "Likelihood of text (exact for autoregressive models, an upper bound with its standard error for diffusion), "
+        "Likelihood of text (exact for autoregressive and TiDAR models, an upper bound with its standard error for diffusion), "
         "downstream tasks of lm-evaluation-harness, or HumanEval infilling.",
         _EXAMPLES,
     )
