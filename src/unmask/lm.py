@@ -195,7 +195,7 @@ class DiffusionLM:
         texts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
         settings: EvaluationSettings | None = None,
     ) -> list[Score]:
-        """Log-likelihood of each text: exact for autoregression and TiDAR, a bound with its standard error for diffusion.
+        """Log-likelihood of each text: exact for autoregression and TiDAR, else a bound with its standard error.
 
         A text is scored after BOS, if the tokenizer has one; without it autoregression cannot score the first token.
         """

@@ -67,8 +67,8 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     """The parser, and which options each way of measuring uses."""
     options = parser(
         "evaluate",
-        "Likelihood of text (exact for autoregressive and TiDAR models, an upper bound with its standard error for diffusion), "
-        "downstream tasks of lm-evaluation-harness, or HumanEval infilling.",
+        "Likelihood of text (exact for autoregressive and TiDAR models, an upper bound with its standard error for "
+        "diffusion), downstream tasks of lm-evaluation-harness, or HumanEval infilling.",
         _EXAMPLES,
     )
     options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id")
