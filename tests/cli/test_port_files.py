@@ -13,8 +13,12 @@ from tests.cli.test_checkpoints import failed
 from tests.data.test_token_files import corpus
 from tests.settings.test_deepspeed import PORT, file
 from tests.training import recipes
+from tests.training.test_tracking import scalars
+from unmask import DiffusionLM
 from unmask.cli.main import main
+from unmask.training.tracking import PORT_TAGS
 
+ROOT = Path(__file__).parents[2]
 TRAIN: dict[str, Any] = {
     "data_dir": "./train_data",
     "ckpt_dir": "./tidar_checkpoints",
@@ -169,25 +173,51 @@ def test_mistakes_are_told(
     assert message in failed(capsys, "train", "--config", "train_config.json", *words)
 
 
-def test_the_files_train_a_model_without_deepspeed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same steps as the recipe that the files mean, on rows of the port's format."""
+@pytest.fixture
+def base(folder: Path) -> Path:
+    """A tiny autoregressive run, and rows of the port's format beside it."""
     corpus(folder)
     recipes.write_text(folder)
-    made = recipes.tree(folder, steps=2)
-    Path("base.yaml").write_text(yaml.safe_dump(made | {"name": "base", "objective": {"method": "autoregressive"}}))
+    made = recipes.tree(folder, steps=2) | {"name": "base", "objective": {"method": "autoregressive"}}
+    Path("base.yaml").write_text(yaml.safe_dump(made))
     assert main(["train", "base.yaml"]) == 0
-    small = {"qwen_model_path": str(folder / "base"), "max_len": 24, "num_epochs": 1, "model_name": "small"}
-    write(**small, ckpt_dir=str(folder / "saved"), deepspeed_config=None)
+    return folder / "base"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_files_train_a_model_without_deepspeed(
+    base: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOG_PATH", str(folder / "boards"))
+    small = {"qwen_model_path": str(base), "max_len": 24, "num_epochs": 1, "model_name": "small"}
+    write(**small, ckpt_dir=str(folder / "saved"), deepspeed_config=None, tidar_block_size=2)
     without = file(zero_optimization=None, fp16=None, train_batch_size=8, gradient_accumulation_steps=2)
     Path("plain.json").write_text(json.dumps(without))
-    # The loss of TiDAR has its own tests; what is asked here is whether files, rows and settings meet.
-    method = ["objective.method=autoregressive", "objective.block_length=null", "objective.tidar_layout=doubled"]
-    words = ["--config", "train_config.json", "--deepspeed", "plain.json", "training.logging_steps=1"]
-    words += ["data.validation_fraction=0.3", *method]
+    words = ["--config", "train_config.json", "--deepspeed", "plain.json", "data.validation_fraction=0.3"]
     capsys.readouterr()
-    assert main(["train", *words]) == 0
+    assert main(["train", *words, "training.logging_steps=1", "training.report_to=[tensorboard]"]) == 0
     assert capsys.readouterr().out.split() == [str(folder / "saved" / "small")]
     records = [json.loads(line) for line in (folder / "saved" / "small" / "metrics.jsonl").read_text().splitlines()]
-    rates = [one["train/learning_rate"] for one in records if "train/learning_rate" in one]
-    assert len(rates) == 5 and rates == pytest.approx([2e-5 * step / 100 for step in range(1, 6)])
-    assert (folder / "saved" / "small" / "final" / "model.safetensors").is_file()
+    trained = [one for one in records if "train/loss" in one]
+    assert [one["train/learning_rate"] for one in trained] == pytest.approx([2e-5 * step / 100 for step in range(1, 6)])
+    for one in trained:
+        assert one["train/loss"] == pytest.approx((one["train/ar_loss"] + one["train/diffusion_loss"]) / 2)
+    lm = DiffusionLM.from_pretrained(folder / "saved" / "small")
+    entry = lm.backbone.diffusion
+    assert (entry.method, entry.block_length, entry.clean_ratio) == ("tidar", 2, 0.5)
+    found = scalars(folder / "boards")
+    assert found.keys() >= {*PORT_TAGS.values(), "train/epoch_loss", "train/epoch_ar_loss"}
+    expected = [one["train/diffusion_loss"] for one in trained]
+    assert [value for _, value in found["train/batch_diffusion_loss"]] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tidar-port", "tidar-qwen2.5-1.5b", "tidar-qwen3-8b"])
+def test_the_recipes_train_a_tiny_model(base: Path, name: str) -> None:
+    """What asks for a GPU, a large model or much text aside."""
+    words = ["training.deepspeed_config=null", "training.precision=fp32", "training.attention_backend=dense"]
+    words += ["training.report_to=[]", "output_dir=.", f"model.from_pretrained={base}", "data.context_length=24"]
+    words += ["training.batch_size=4", "training.micro_batch_size=2", "training.epochs=null", "training.steps=2"]
+    words += ["data.train=train_data" if name == "tidar-port" else "data.train=text.jsonl", "name=tiny"]
+    words += ["data.validation_fraction=0.3", "sampling.max_new_tokens=4", "training.warmup_steps=1"]
+    assert main(["train", str(ROOT / "recipes" / f"{name}.yaml"), *words]) == 0
+    assert DiffusionLM.from_pretrained("tiny").backbone.diffusion.method == "tidar"

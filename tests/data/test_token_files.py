@@ -21,7 +21,9 @@ from unmask.data.token_files import TokenFiles, words_of
 from unmask.errors import DataError, SettingsError
 from unmask.models.tokenizers import byte_tokenizer, encode, load_tokenizer, token_sizes
 from unmask.settings.data import DataSettings
+from unmask.settings.pipeline import PipelineRecipe
 from unmask.settings.recipe import Recipe
+from unmask.training.pipeline import plan
 from unmask.training.preparation import TrainingText, prepare_text, prepare_tokenizer
 from unmask.training.run import dry_run, train
 
@@ -264,6 +266,20 @@ def test_a_run_learns_from_a_folder(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     assert recipes.records(run, "eval/bits_per_byte")
     assert (run.samples / "final.md").read_text(encoding="utf-8").count("## Prompt") > 0
+
+
+def test_a_pipeline_finds_the_files(tmp_path: Path) -> None:
+    corpus(tmp_path, rows=4)
+    recipes.write_text(tmp_path)
+    stages = {
+        "pretraining": {"data": {"train": [str(tmp_path / "text.jsonl")]}},
+        "sft": {"data": {"format": "ckpt", "train": [str(tmp_path / "train_data")]}},
+    }
+    pipeline = config.from_tree(PipelineRecipe, {"output_dir": str(tmp_path), **stages})
+    assert [stage.name for stage in plan(pipeline, ["pretraining", "sft"])] == ["pretraining", "sft"]
+    stages["sft"]["data"]["train"] = [str(tmp_path / "gone")]
+    with pytest.raises(DataError, match="sft: No data: there is no"):
+        plan(config.from_tree(PipelineRecipe, {"output_dir": str(tmp_path), **stages}), ["pretraining", "sft"])
 
 
 def test_the_tokenizer_must_be_known(tmp_path: Path) -> None:

@@ -35,14 +35,23 @@ class Sources(Generic[T]):
     remedy = "Mend the row, or skip such rows: data.malformed=skip"
 
     def __init__(self, sources: Sequence[str], settings: DataSettings) -> None:
+        self.settings = settings
+        self.sources = self.found(sources)
+        self.skipped = 0
+
+    @classmethod
+    def found(cls, sources: Sequence[str]) -> list[str]:
+        """The files that sources stand for; those of the hub and built-in ones stand for themselves.
+
+        Raises:
+            DataError: a source is missing, or there is none.
+        """
         if not sources:
             raise DataError(
                 "No data source was given. Set data.train to files, a folder, hf:NAME or python-docs, for example "
                 "data.train=stories.jsonl"
             )
-        self.settings = settings
-        self.sources = [part for source in sources for part in _expand(source, self.suffixes)]
-        self.skipped = 0
+        return [part for source in sources for part in _expand(source, cls.suffixes)]
 
     def from_row(self, row: Any, where: str) -> Iterator[T]:
         """The document of a JSON or dataset row, if it has one.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from unmask import config
 from unmask.data.text import Corpus
+from unmask.data.token_files import TokenFiles
 from unmask.errors import CheckpointError, DataError, SettingsError
 from unmask.runs import RunFolder, locate, write_text
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
@@ -178,7 +179,8 @@ def _check_sources(pipeline: PipelineRecipe, stage: Stage) -> None:
     """The text and, unless an earlier stage makes it, the model of a stage are there."""
     data, own = stage.recipe.data, pipeline.stage(stage.name).model.from_pretrained
     try:
-        Corpus((*data.train, *data.validation) if data.train else (), data)
+        kind = TokenFiles if data.format == "ckpt" else Corpus
+        kind.found((*data.train, *data.validation) if data.train else ())
         if own is not None:
             locate(own)
     except (DataError, CheckpointError) as error:

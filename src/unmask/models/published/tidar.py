@@ -72,7 +72,7 @@ def _complete(said: dict[str, Any]) -> dict[str, Any]:
 
 FORMAT = TidarFormat(
     name="tidar_qwen2",
-    title="The first TiDAR port",
+    title="TiDAR port",
     model_type="tidar_qwen2",
     architectures=("TiDARQwen2ForCausalLM",),
     family="qwen2",
