@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from unmask.data.sources import Sources, short
 from unmask.data.tokenized import Document
@@ -25,8 +28,6 @@ from unmask.runs import written_folder
 from unmask.settings.data import DataSettings, OverLong
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 IDS, LOSS_MASK = "input_ids", "loss_mask"
@@ -110,8 +111,6 @@ def write_token_files(documents: Iterable[Document], folder: Path, *, max_length
     Raises:
         DataError: a document is too long, or none is left.
     """
-    import torch
-
     rows = tokens = supervised = cut = dropped = 0
     with written_folder(folder) as partial:
         for document in documents:
@@ -144,8 +143,6 @@ def words_of(row: Document) -> str:
 
 def _loaded(source: str) -> dict[str, Any]:
     """The dictionary in a file, its tensors mapped where the file can be (all but those of torch before 1.6)."""
-    import torch
-
     try:
         saved = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError:
@@ -160,8 +157,6 @@ def _loaded(source: str) -> dict[str, Any]:
 
 def _values(saved: dict[str, Any], name: str) -> Tensor:
     """One of the two entries, [L]."""
-    import torch
-
     if name not in saved:
         raise DataError(f"there is no `{name}`; the file has {', '.join(map(str, saved)) or 'nothing'}")
     try:
@@ -176,7 +171,7 @@ def _values(saved: dict[str, Any], name: str) -> Tensor:
 
 
 def _ids(values: Tensor) -> NDArray[np.int64]:
-    if str(values.dtype) == "torch.bool" or values.dtype.is_floating_point or values.dtype.is_complex:
+    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
         raise DataError(f"`{IDS}` must hold whole numbers, got {values.dtype}")
     return values.long().numpy()
 

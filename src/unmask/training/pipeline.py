@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unmask import config
+from unmask.data.sources import Sources
 from unmask.data.text import Corpus
-from unmask.data.token_files import TokenFiles
 from unmask.errors import CheckpointError, DataError, SettingsError
 from unmask.runs import RunFolder, locate, write_text
+from unmask.settings.data import DataSettings
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 from unmask.settings.recipe import Recipe
 
@@ -175,12 +177,20 @@ def _refuse(reasons: Sequence[str], name: str, run: RunFolder, fault: str) -> No
         )
 
 
+def _sources_of(data: DataSettings) -> type[Sources[Any]]:
+    """The reader of a format; the one of token files needs PyTorch, which others are checked without."""
+    if data.format == "ckpt":
+        from unmask.data.token_files import TokenFiles
+
+        return TokenFiles
+    return Corpus
+
+
 def _check_sources(pipeline: PipelineRecipe, stage: Stage) -> None:
     """The text and, unless an earlier stage makes it, the model of a stage are there."""
     data, own = stage.recipe.data, pipeline.stage(stage.name).model.from_pretrained
     try:
-        kind = TokenFiles if data.format == "ckpt" else Corpus
-        kind.found((*data.train, *data.validation) if data.train else ())
+        _sources_of(data).found((*data.train, *data.validation) if data.train else ())
         if own is not None:
             locate(own)
     except (DataError, CheckpointError) as error:
