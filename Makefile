@@ -7,7 +7,7 @@ DEMO_SCALE ?= full
 .PHONY: help setup demo test check format clean
 
 help:
-	@echo "make demo    train and compare two tiny models (about five minutes on two CPU cores)"
+	@echo "make demo    train and compare three tiny models (about five minutes on two CPU cores)"
 	@echo "make test    run the whole test suite"
 	@echo "make check   formatter, linter, type checker"
 	@echo "make format  format the code"
