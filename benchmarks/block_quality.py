@@ -19,10 +19,8 @@ import dataclasses
 import gzip
 import itertools
 import json
-import math
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +32,14 @@ from block_quality_picture import draw
 from unmask.data.sources import held_out
 from unmask.evaluation.likelihood import Likelihood, RowNats, is_bound, row_nats, summed
 from unmask.evaluation.texts import text_batch
+from unmask.evaluation.written import judged, variety
 from unmask.lm import DiffusionLM
 from unmask.outputs import Output
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 
-PROMPT_WORDS, COUNTED_WORDS, SCORED_WORDS = 8, 50, 250
+PROMPT_WORDS, SCORED_WORDS = 8, 250
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 TEMPERATURES = (0.0, 1.0)
 SCORING = EvaluationSettings(masks_per_sequence=16, batch_size=32)
@@ -80,37 +79,6 @@ def likelihood(lm: DiffusionLM, texts: Sequence[str]) -> Likelihood:
         uid_B = start + torch.arange(len(batch.ids_BL))
         parts.append(row_nats(lm.backbone, dataclasses.replace(batch, uid_B=uid_B), SCORING))
     return summed(RowNats(*(torch.cat(fields) for fields in zip(*parts, strict=True))), is_bound(lm.backbone))
-
-
-def judged(judge: DiffusionLM, prompts: Sequence[str], continuations: Sequence[str]) -> dict[str, float]:
-    """Nats per byte of the continuations behind their prompts, and its standard error over the texts."""
-    wholes = judge.score([one + other for one, other in zip(prompts, continuations, strict=True)])
-    givens = judge.score(list(prompts))
-    nats = [given.log_likelihood - whole.log_likelihood for whole, given in zip(wholes, givens, strict=True)]
-    sizes = [len(text.encode()) for text in continuations]
-    ratio = sum(nats) / max(1, sum(sizes))
-    squares = sum((own - ratio * size) ** 2 for own, size in zip(nats, sizes, strict=True))
-    spread = math.sqrt(squares * len(nats) / max(1, len(nats) - 1))
-    return {"judge_nats_per_byte": ratio, "judge_stderr": spread / max(1, sum(sizes))}
-
-
-def variety(texts: Sequence[str]) -> dict[str, float]:
-    """How varied the words of some texts are; of each text the first words count, so that lengths matter little.
-
-    unigram_entropy: bits per word of the words of all texts together. distinct_bigrams: the share of pairs that are
-    different, of all texts together. repeated_4grams: the share of a text's runs of four words that stood in it before.
-    """
-    words = [re.findall(r"[a-z']+", text.lower())[:COUNTED_WORDS] for text in texts]
-    counts = Counter(itertools.chain(*words))
-    total = max(1, counts.total())
-    pairs = [pair for own in words for pair in itertools.pairwise(own)]
-    runs = [list(zip(*(own[at:] for at in range(4)), strict=False)) for own in words]
-    num_runs = max(1, sum(map(len, runs)))
-    return {
-        "unigram_entropy": -sum(count / total * math.log2(count / total) for count in counts.values()),
-        "distinct_bigrams": len(set(pairs)) / max(1, len(pairs)),
-        "repeated_4grams": 1 - sum(len(set(own)) for own in runs) / num_runs if any(runs) else 0.0,
-    }
 
 
 def written(lm: DiffusionLM, prompts: list[str], params: SamplingParams) -> tuple[list[Output], dict[str, Any]]:

@@ -16,6 +16,7 @@ import pytest
 
 from unmask import DiffusionLM, SamplingParams
 from unmask.data.sources import held_out
+from unmask.evaluation.written import COUNTED_WORDS
 from unmask.models.loading import adapted
 from unmask.outputs import Score
 from unmask.settings.objective import ObjectiveSettings
@@ -67,7 +68,8 @@ def test_nats_are_those_of_the_continuations_alone(quality: Any) -> None:
 
 
 def test_nothing_written_costs_nothing(quality: Any) -> None:
-    assert quality.judged(Judge(), ["a"], [""]) == {"judge_nats_per_byte": 0, "judge_stderr": 0}
+    nothing = {"judge_nats_per_byte": 0, "judge_stderr": 0, "judge_perplexity": 1}
+    assert quality.judged(Judge(), ["a"], [""]) == nothing
     assert quality.variety([""]) == {"unigram_entropy": 0, "distinct_bigrams": 0, "repeated_4grams": 0}
 
 
@@ -83,7 +85,7 @@ def test_variety_counts_words_pairs_and_repeated_runs(quality: Any) -> None:
 
 
 def test_only_the_first_words_of_a_text_count(quality: Any) -> None:
-    head = [f"{one}{other}" for one, other in itertools.product("abcdefgh", repeat=2)][: quality.COUNTED_WORDS]
+    head = [f"{one}{other}" for one, other in itertools.product("abcdefgh", repeat=2)][:COUNTED_WORDS]
     assert quality.variety([" ".join([*head, *head])])["repeated_4grams"] == 0
 
 

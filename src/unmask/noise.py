@@ -39,6 +39,7 @@ class Purpose(enum.IntEnum):
     DRAFT = 14
     ACCEPT = 15
     CLEAN_SHARE = 16
+    RESAMPLE = 17
 
 
 def _mix(state: Tensor) -> Tensor:

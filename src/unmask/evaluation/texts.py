@@ -12,16 +12,23 @@ from unmask.data.batch import Batch
 from unmask.data.tokenized import byte_lengths
 from unmask.errors import PromptError
 from unmask.models.prompts import PromptCodec
-from unmask.models.tokenizers import start_id
+from unmask.models.tokenizers import end_id, start_id
 
 
-def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]]) -> Batch:
+def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]], *, or_end: bool = False) -> Batch:
     """Texts (or token ids) after BOS as rows whose draws do not depend on the batch; BOS is not scored.
+
+    Args:
+        codec: of the model.
+        texts: to score.
+        or_end: where there is no BOS, the end-of-text token stands in front.
 
     Raises:
         PromptError: a text is empty, longer than the context, or needs a tokenizer that is not there.
     """
     bos = None if codec.tokenizer is None else start_id(codec.tokenizer)
+    if bos is None and or_end and codec.tokenizer is not None:
+        bos = end_id(codec.tokenizer)
     start = [] if bos is None else [bos]
     ids, sizes = [], []
     for text in texts:

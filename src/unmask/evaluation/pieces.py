@@ -1,0 +1,165 @@
+"""One text for several models: documents cut into pieces that every model can read whole, and their likelihoods.
+
+In: documents, and the tokenizers and contexts of all models. Out: pieces of text, the same for every model, and the
+nats of each under one of them. A piece is scored behind BOS (or end of text, where there is no BOS), so each byte has
+the same context in every model, whatever its tokens are. What a tokenizer cannot give back is refused: bits per byte of
+a text that it changes are those of another text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from unmask.errors import DataError
+from unmask.evaluation import answers
+from unmask.evaluation.answers import Pair
+from unmask.evaluation.likelihood import RowNats, row_nats
+from unmask.evaluation.texts import text_batch
+from unmask.models.prompts import PromptCodec
+from unmask.models.tokenizers import encode, end_id, start_id
+from unmask.settings.evaluation import AnswerSettings, EvaluationSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# No tokenizer's tokens are longer than this on average over a row.
+_CHARACTERS_PER_TOKEN = 16
+_LAST_WORD = re.compile(r"\s+\S*$")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a document.
+
+    Attributes:
+        document: number of the document.
+        text: its characters.
+    """
+
+    document: int
+    text: str
+
+    @property
+    def bytes(self) -> int:
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one model reads.
+
+    Attributes:
+        name: of the model.
+        tokenizer: the model's.
+        limit: tokens of a piece, at most, the one in front of it not counted.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+
+
+def cut(documents: Sequence[str], readers: Sequence[Reader], *, at_most: int) -> list[Piece]:
+    """The first `at_most` pieces of documents, each as long as every reader allows, cut between words where possible.
+
+    Raises:
+        DataError: a tokenizer does not give back what it is given.
+    """
+    found: list[Piece] = []
+    for number, document in enumerate(documents):
+        for text in _parts(document.strip(), readers):
+            if len(found) == at_most:
+                return found
+            for reader in readers:
+                _check_kept(text, reader)
+            found.append(Piece(number, text))
+    return found
+
+
+def nats_of(codec: PromptCodec, pieces: Sequence[Piece], settings: EvaluationSettings, *, name: str) -> RowNats:
+    """Nats of each piece under a model; masks are keyed by the piece's number, so all models draw the same.
+
+    Raises:
+        DataError: the model did not score every byte (its tokenizer has no token to put in front).
+    """
+    order = sorted(range(len(pieces)), key=lambda at: -len(pieces[at].text))  # equal lengths pad least
+    parts: list[RowNats] = []
+    for start in range(0, len(order), settings.batch_size):
+        chosen = order[start : start + settings.batch_size]
+        batch = text_batch(codec, [pieces[at].text for at in chosen], or_end=True)
+        parts.append(row_nats(codec.backbone, dataclasses.replace(batch, uid_B=torch.tensor(chosen)), settings))
+    place = torch.tensor(order).argsort()
+    rows = RowNats(*(torch.cat(fields)[place] for fields in zip(*parts, strict=True)))
+    for piece, scored in zip(pieces, rows.bytes_B.tolist(), strict=True):
+        if scored != piece.bytes:
+            raise DataError(
+                f"{name} scored {scored} of the {piece.bytes} bytes of {piece.text[:40]!r}. All models must score the "
+                "same bytes; a model whose tokenizer has neither BOS nor end of text cannot score the first token."
+            )
+    return rows
+
+
+def chain_rule_nats(codec: PromptCodec, pieces: Sequence[Piece], settings: EvaluationSettings) -> list[float]:
+    """Nats of each piece token by token from left to right, everything behind a token masked: a forward for each."""
+    assert codec.tokenizer is not None, "the pieces have been cut with it"
+    first = _front(codec.tokenizer)
+    pairs = [Pair(first, tuple(encode(codec.tokenizer, piece.text, special=False))) for piece in pieces]
+    options = AnswerSettings(likelihood="chain_rule", batch_size=settings.batch_size)
+    return [found.nats for found in answers.score(codec.backbone, pairs, options)]
+
+
+def by_document(pieces: Sequence[Piece], values_B: torch.Tensor) -> torch.Tensor:
+    """The sums over the pieces of each document that has any, in order."""
+    numbers, place_B = torch.tensor([piece.document for piece in pieces]).unique(return_inverse=True)
+    return torch.zeros(len(numbers), dtype=values_B.dtype).index_add(0, place_B, values_B)
+
+
+def _front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    first = start_id(tokenizer)
+    first = end_id(tokenizer) if first is None else first
+    return () if first is None else (first,)
+
+
+def _parts(text: str, readers: Sequence[Reader]) -> Iterator[str]:
+    while text:
+        size = min(_fitting(text, reader) for reader in readers)
+        if size < len(text) and not text[size].isspace():
+            word = _LAST_WORD.search(text[:size])
+            size = word.start() if word is not None and word.start() > 0 else size
+        # A cut can change the tokens in front of it.
+        while size > 1 and any(len(_encoded(text[:size], reader)[0]) > reader.limit for reader in readers):
+            size -= max(1, size // 16)
+        yield text[:size]
+        text = text[size:]
+
+
+def _fitting(text: str, reader: Reader) -> int:
+    """Characters at the beginning of a text that this reader can take; at least one."""
+    head = text[: reader.limit * _CHARACTERS_PER_TOKEN]
+    ids, stops = _encoded(head, reader)
+    return len(head) if len(ids) <= reader.limit else max(1, stops[reader.limit - 1])
+
+
+def _encoded(text: str, reader: Reader) -> tuple[list[int], list[int]]:
+    """Ids, and the character where each one stops."""
+    found = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return cast("list[int]", found["input_ids"]), [stop for _, stop in cast("list[tuple]", found["offset_mapping"])]
+
+
+def _check_kept(text: str, reader: Reader) -> None:
+    ids = _encoded(text, reader)[0]
+    back = cast(str, reader.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    # Some tokenizers put a space in front of every text, and take it away again.
+    if back.strip() != text.strip():
+        at = next((at for at, pair in enumerate(zip(back, text, strict=False)) if pair[0] != pair[1]), 0)
+        raise DataError(
+            f"The tokenizer of {reader.name} changes the text: {text[max(0, at - 10) : at + 20]!r} comes back as "
+            f"{back[max(0, at - 10) : at + 20]!r}. Its bits per byte would be those of another text. Compare on a text "
+            "that it keeps: --data FILE"
+        )
