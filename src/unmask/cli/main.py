@@ -20,6 +20,7 @@ VERBS = {
     "generate": "generate text from a run or model",
     "chat": "talk to a model in the terminal",
     "evaluate": "measure the likelihood of text, or downstream tasks",
+    "compare": "runs and models on the same held-out text, with intervals",
     "analyze": "look into a model: what its tokens see, what its heads attend to",
     "info": "what a checkpoint is and needs, without loading its weights",
     "convert": "write a checkpoint in another format: LLaDA, Dream, ours",
@@ -32,6 +33,7 @@ examples:
   unmask train recipes/python-docs.yaml training.steps=50 --dry-run
   unmask generate runs/python-docs "The function returns" --watch
   unmask evaluate runs/python-docs
+  unmask compare runs/python-docs runs/python-docs-ar
 """
 
 

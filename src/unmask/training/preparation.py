@@ -145,6 +145,22 @@ def prepare_text(
     return TrainingText(train, _rows(text, data, filling, tokenizer), skipped + skipped_there)
 
 
+def held_out_texts(data: DataSettings) -> list[str]:
+    """The documents that a run holds out, in the order of their sources; empty where it holds none out.
+
+    Raises:
+        DataError: a source is missing or malformed, or holds no text but conversations or tokens.
+    """
+    if data.format != "text":
+        raise DataError(f"It holds {data.format} rows out, and documents of text are needed.")
+    return [] if not data.validation and data.validation_fraction == 0 else [*_texts(data, is_held_out=True)]
+
+
+def trained_texts(data: DataSettings) -> Iterator[str]:
+    """The documents of text that a run learns from; arguments and errors as in `held_out_texts`."""
+    return iter(_texts(data))
+
+
 def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None) -> int:
     """The multiple that documents are filled up to: the block length at the end of the run, 1 without block diffusion.
 
