@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.models.tiny import SHAPE
+from tests.tiny import SHAPE
 from unmask.errors import DataError
 from unmask.evaluation.pieces import Piece, Reader, by_document, chain_rule_nats, cut, nats_of
 from unmask.lm import DiffusionLM
