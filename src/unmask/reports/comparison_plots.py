@@ -79,11 +79,14 @@ def _likelihoods(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
 
 def _differences(axes: Axes, pairs: Sequence[dict[str, Any]]) -> None:
     axes.axvline(0, color="#000000", linewidth=1)
+    plain = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1}
     for place, pair in enumerate(pairs):
         colour = METHOD_COLOURS["block_diffusion"] if pair["winner"] else _GREY
         _dot(axes, place, pair["difference"], pair, colour, hollow=pair["winner"] is None)
         text = f"{pair['winner']} is better" if pair["winner"] else f"no winner shown ({pair['basis']})"
-        axes.annotate(text, (pair["difference"], place), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(
+            text, (pair["difference"], place), (0, 9), textcoords="offset points", ha="center", fontsize=9, bbox=plain
+        )
     _rows(axes, [f"{pair['a']}\n- {pair['b']}" for pair in pairs])
     axes.margins(x=0.25)
     axes.set_xlabel("difference in bits per byte, with its interval (below 0: the first has the lower figure)")
