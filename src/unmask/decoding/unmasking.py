@@ -7,13 +7,15 @@ remain. Shapes: B rows, W places.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from unmask.settings.decoding import DynamicFallback, EntropyRule, RevealSchedule, SamplingParams
+from unmask.settings.decoding import DynamicFallback, EntropyRule, SamplingParams
+from unmask.settings.reveal_files import is_file_name, read
 
 DREAM_EPSILON = 1e-3
 
@@ -120,7 +122,7 @@ def drawn_certainty(certainty_BW: Tensor, uniform_BW: Tensor, temperature: float
     return certainty_BW / temperature - (-uniform_BW.log()).log()
 
 
-def visible_shares(schedule: RevealSchedule, steps: int) -> list[float]:
+def visible_shares(schedule: str, steps: int) -> list[float]:
     """Share of visible places before the first step and after each of `steps` steps, from 0 to 1."""
     if schedule == "linear":
         return [step / steps for step in range(steps + 1)]
@@ -130,26 +132,51 @@ def visible_shares(schedule: RevealSchedule, steps: int) -> list[float]:
     return [1 - math.cos(math.pi / 2 * step / steps) ** power for step in range(steps)] + [1.0]
 
 
-def reveal_counts(schedule: RevealSchedule, places: int, steps: int) -> list[int]:
+def reveal_counts(schedule: str, places: int, steps: int) -> list[int]:
     """How many places each step reveals, at least one each; they sum to `places`.
 
     linear spreads them evenly, the remainder over the first steps (LLaDA). cosine and cosine_squared leave
     floor(places * cos(pi/2 k/K)) or cos^2 of them masked after step k of K (MaskGIT; Zhang & Syed). dream reveals
-    floor(masked * (1 - s/t)) on its grid of times, the rest in the last step.
+    floor(masked * (1 - s/t)) on its grid of times, the rest in the last step. A file's counts stand as they are.
+
+    Raises:
+        SettingsError: a file has no counts for so many places and steps.
     """
+    if is_file_name(schedule):
+        return list(read(schedule).of(places, steps))
     steps = min(steps, places)
     if schedule == "linear":
         return [places // steps + (step < places % steps) for step in range(steps)]
     shares = visible_shares(schedule, steps)
-    left = [places]
-    for step in range(1, steps + 1):
-        if schedule == "dream":
-            time, next_time = 1 - shares[step - 1], 1 - shares[step]
-            kept = left[-1] - math.floor(left[-1] * (1 - next_time / time) + 1e-9)
-        else:
-            kept = math.floor(places * (1 - shares[step]) + 1e-9)
-        left.append(max(min(kept, left[-1] - 1), steps - step))
-    return [before - after for before, after in zip(left[:-1], [*left[1:-1], 0], strict=True)]
+    return _dream_counts(shares, places) if schedule == "dream" else counts_at(shares, places)
+
+
+def counts_at(shares: Sequence[float], places: int) -> list[int]:
+    """What each step reveals to leave floor(places * (1 - share)) masked, as far as one place at least allows.
+
+    Args:
+        shares: share of visible places before the first step (0) and after each of at most `places` steps (1).
+        places: to be revealed.
+    """
+    return _revealed([math.floor(places * (1 - share) + 1e-9) for share in shares[1:]], places)
+
+
+def _dream_counts(shares: Sequence[float], places: int) -> list[int]:
+    left, steps = places, len(shares) - 1
+    kept: list[int] = []
+    for step, (before, after) in enumerate(itertools.pairwise(shares), start=1):
+        wanted = left - math.floor(left * (1 - (1 - after) / (1 - before)) + 1e-9)
+        left = max(min(wanted, left - 1), steps - step)
+        kept.append(left)
+    return _revealed(kept, places)
+
+
+def _revealed(kept: Sequence[int], places: int) -> list[int]:
+    """Differences of what is to stay masked after each step, one at least, with one place left for each later step."""
+    left, steps = [places], len(kept)
+    for step, wanted in enumerate(kept[:-1], start=1):
+        left.append(max(min(wanted, left[-1] - 1), steps - step))
+    return [before - after for before, after in itertools.pairwise([*left, 0])]
 
 
 def _rank(certainty_BW: Tensor, masked_BW: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from unmask.errors import SettingsError
+from unmask.errors import SettingsError, nearest
 from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.decoding_checks import as_autoregressive, as_blocks, as_canvas, as_tidar
 from unmask.settings.decoding_options import COMMON, DEFAULTS, USED_BY
+from unmask.settings.reveal_files import SUFFIX, is_file_name
 
 Decoding = Literal["autoregressive", "canvas", "blocks", "tidar"]
 CanvasMode = Literal["fixed_length", "semi_autoregressive_padding", "semi_autoregressive_origin"]
@@ -105,9 +106,9 @@ class SamplingParams:
     fused_commit: bool | None = None
     """Write a block's keys in the first forward of the next one, not in a forward of their own; the text is the same.
     (blocks)"""
-    reveal_schedule: RevealSchedule | None = None
-    """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang) or dream (linear, rounded
-    down, on Dream's grid of times). (canvas)"""
+    reveal_schedule: RevealSchedule | str | None = None
+    """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang), dream (linear, rounded
+    down, on Dream's grid of times), or a .json file of counts (unmask analyze schedule --save FILE). (canvas)"""
     reveal_temperature: float | None = None
     """Above 0, draw the places to reveal by softmax(certainty / this) instead of taking the best. (canvas)"""
     remask: Remask | None = None
@@ -165,6 +166,12 @@ class SamplingParams:
         is_true(
             self.top_p is None or 0 < self.top_p <= 1,
             f"top_p must be above 0 and at most 1, got {self.top_p}. 1 turns it off.",
+        )
+        named = self.reveal_schedule
+        is_true(
+            named is None or named in get_args(RevealSchedule) or is_file_name(named),
+            f"reveal_schedule must be a name or a {SUFFIX} file of counts, got `{named}`. "
+            f"{nearest(named or '', get_args(RevealSchedule))}",
         )
         is_true("" not in self.stop, "stop must not hold an empty text: it would end every output at once.")
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from unmask.errors import SettingsError
 from unmask.settings.checks import is_true
 from unmask.settings.decoding_options import DYNAMIC, POLICY_EXAMPLES, POLICY_OPTIONS
+from unmask.settings.reveal_files import is_file_name, read
 
 if TYPE_CHECKING:
     from unmask.settings.decoding import SamplingParams
 
 _BLOCK_LENGTH = 32
 _EDIT_STEPS = 16
+_PACED = ("low_confidence_static", "margin", "entropy", "random", "sequential")
 _REMASK_ETA = {"cap": 0.008, "rescale": 0.015, "loop": 0.02, "conf": 1.0}
 _REMASK_LOOP = (0.55, 0.05, 0.9)
 
@@ -66,7 +68,7 @@ def as_canvas(params: SamplingParams) -> SamplingParams:
     params = _with_policy(params)
     for check in (_check_pace, _check_remask):
         check(params)
-    params = _with_blocks(params)
+    params = _with_reveal_file(_with_blocks(params))
     if params.remask is not None:
         eta = _REMASK_ETA[params.remask] if params.remask_eta is None else params.remask_eta
         loop = (params.remask_loop or _REMASK_LOOP) if params.remask == "loop" else None
@@ -159,6 +161,32 @@ def _check_remask(params: SamplingParams) -> None:
         params.remask != "loop" or params.reveal_schedule in (None, "linear"),
         f"remask `loop` has a schedule of its own, got reveal_schedule `{params.reveal_schedule}`. Leave it out.",
     )
+
+
+def _with_reveal_file(params: SamplingParams) -> SamplingParams:
+    """The number of steps that a file of counts asks for, where it holds one only; checks that it fits the blocks."""
+    if params.reveal_schedule is None or not is_file_name(params.reveal_schedule):
+        return params
+    is_true(
+        params.unmasking in _PACED,
+        f"A file of counts goes with the policies that reveal a given number of places ({', '.join(_PACED)}), got "
+        f"unmasking `{params.unmasking}`.",
+    )
+    is_true(
+        not params.infill_length,
+        f"A file of counts is for blocks of one length, got infill_length {params.infill_length}. Name a "
+        "reveal_schedule.",
+    )
+    found = read(params.reveal_schedule)
+    places = params.block_length or params.max_new_tokens
+    steps = params.denoising_steps or (next(iter(found.counts)) if len(found.counts) == 1 else places)
+    found.of(places, steps)
+    is_true(
+        params.max_new_tokens % places == 0,
+        f"A file of counts needs whole blocks, got max_new_tokens {params.max_new_tokens} and block_length {places}. "
+        f"Use a multiple of {places}.",
+    )
+    return dataclasses.replace(params, denoising_steps=steps)
 
 
 def _with_blocks(params: SamplingParams) -> SamplingParams:
