@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from unmask.errors import SettingsError
 from unmask.settings.checks import is_true
@@ -98,5 +98,5 @@ def _is_entry(steps: str, row: object) -> bool:
     return steps.isdecimal() and isinstance(row, list) and all(map(_is_count, row))
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
