@@ -158,9 +158,13 @@ def test_excess_of_an_exact_model_is_the_divergence_of_its_sampler() -> None:
     texts = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
 
     @functools.cache
+    def log_laws(visible: tuple[int | None, ...]) -> list[list[float]]:
+        masked = tuple(one is None for one in visible)
+        return predict([one or 0 for one in visible], masked).tolist()
+
     def nats(text: tuple[int, ...], hidden: tuple[int, ...], place: int) -> float:
-        masked = tuple(one in hidden for one in range(LENGTH))
-        return -float(predict(list(text), masked)[place, text[place]])
+        visible = tuple(None if one in hidden else token for one, token in enumerate(text))
+        return -log_laws(visible)[place][text[place]]
 
     values = []
     for count in range(1, LENGTH + 1):
