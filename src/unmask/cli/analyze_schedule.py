@@ -233,7 +233,7 @@ def _report(profile: Profile, found: Analysis, checks: Sequence[Conformance]) ->
         f"documents; nats per masked token with standard error:\n  {points}\n",
         f"excess over one place at a time, random order, on {scoring} documents; the optimum was fitted on the other "
         f"{len(found.fit_documents)}\n",
-        "| steps | schedule | nats/token | 95 % interval | optimum's / this | rank |",
+        "| steps | schedule | nats/token | 95 % interval | optimum / this | rank |",
         "|---:|---|---:|---|---:|---:|",
     ]
     for steps, rows in found.scored.items():
