@@ -14,12 +14,8 @@ Written: JSON, a CSV of the same name, and the picture. Last line: one record.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import gzip
 import itertools
-import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,34 +24,28 @@ from typing import Any
 import measure
 import torch
 from block_quality_picture import draw
+from texts import PROMPT_WORDS, beginning, stories
 
-from unmask.data.sources import held_out
 from unmask.evaluation.likelihood import Likelihood, RowNats, is_bound, row_nats, summed
 from unmask.evaluation.texts import text_batch
 from unmask.evaluation.written import judged, variety
 from unmask.lm import DiffusionLM
 from unmask.outputs import Output
-from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 
-PROMPT_WORDS, SCORED_WORDS = 8, 250
+FIRST_COLUMNS = (
+    "model",
+    "method",
+    "block_length",
+    "temperature",
+    "unmasking",
+    "denoising_steps",
+    "confidence_threshold",
+)
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 TEMPERATURES = (0.0, 1.0)
 SCORING = EvaluationSettings(masks_per_sequence=16, batch_size=32)
-
-
-def stories(file: Path, number: int) -> list[str]:
-    """Stories, as far as they are scored, that a run with the default share of held-out text does not train on."""
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"].strip() for line in lines]
-    unseen = [text for text in texts if held_out(text, DataSettings().validation_fraction)][:number]
-    beginnings = (re.match(rf"(\S+\s*){{1,{SCORED_WORDS}}}", text) for text in unseen)
-    return [found[0].rstrip() for found in beginnings if found]
-
-
-def beginning(story: str) -> str:
-    return " ".join(story.split()[:PROMPT_WORDS])
 
 
 def policies(block_length: int, thresholds: Sequence[float]) -> Iterator[dict[str, Any]]:
@@ -159,9 +149,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     judge = DiffusionLM.from_pretrained(given.judge, device="cpu")
     if judge.backbone.diffusion.method != "autoregressive":
         raise SystemExit(f"The judge must be autoregressive, to be exact; {given.judge} is none. Give --judge another.")
-    texts = stories(given.stories, given.texts)
-    long_enough = [text for text in texts if len(text.split()) > 2 * PROMPT_WORDS]
-    study = Study(judge, long_enough, given.new_tokens, given.thresholds)
+    study = Study(judge, stories([given.stories], given.texts), given.new_tokens, given.thresholds)
     likelihoods, results = [], []
     for folder in [*given.autoregressive, *given.models]:
         lm = DiffusionLM.from_pretrained(folder, device="cpu")
@@ -228,21 +216,6 @@ def policy_name(result: dict[str, Any]) -> str:
     return ""
 
 
-def write_csv(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """One line for each setting; what a line has no value for is empty."""
-    columns = list(dict.fromkeys(name for one in results for name in one))
-    first = ["model", "method", "block_length", "temperature", "unmasking", "denoising_steps", "confidence_threshold"]
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.DictWriter(
-            opened, [*first, *(name for name in columns if name not in first)], lineterminator="\n", restval=""
-        )
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in one.items()}
-            for one in results
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Quality against speed of block diffusion, under a judge.")
     parser.add_argument("models", nargs="+", help="run or model folders of block-diffusion models")
@@ -260,12 +233,7 @@ def main() -> None:
     given = parser.parse_args()
     measure.one_thread()
     record = measured(given)
-    print(tables(record))
-    if given.png is not None:
-        draw(record["results"], given.png)
-    if given.json is not None:
-        write_csv(record["results"], measure.target(given.json).with_suffix(".csv"))
-    measure.publish(record, shape=None, file=given.json)
+    measure.report(record, tables(record), draw=draw, png=given.png, file=given.json, first=FIRST_COLUMNS)
 
 
 if __name__ == "__main__":

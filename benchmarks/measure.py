@@ -8,6 +8,7 @@ that the process really ran; wall time adds what others took.
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes
 import dataclasses
 import datetime
@@ -276,6 +277,40 @@ def publish(record: Mapping[str, Any], *, shape: Shape | None, file: Path | None
     """Print the record, with its shape, if it has one, and the machine, as the last line, and write it to a file."""
     sizes = {} if shape is None else {"shape": dataclasses.asdict(shape)}
     print(json.dumps(written({**record, **sizes, "machine": machine()}, file)))
+
+
+def report(
+    record: Mapping[str, Any],
+    text: str,
+    *,
+    draw: Callable[[Sequence[Mapping[str, Any]], Path], None],
+    png: Path | None,
+    file: Path | None,
+    first: Sequence[str] = (),
+) -> None:
+    """Print the tables and the record of a study; draw its results; write them as JSON and CSV."""
+    print(text)
+    if png is not None:
+        draw(record["results"], png)
+    if file is not None:
+        write_csv(record["results"], target(file).with_suffix(".csv"), first=first)
+    publish(record, shape=None, file=file)
+
+
+def write_csv(results: Sequence[Mapping[str, Any]], file: Path, *, first: Sequence[str] = ()) -> None:
+    """One line for each result, the `first` columns first; what a line has no value for is empty."""
+    columns = dict.fromkeys([*first, *(name for one in results for name in one)])
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, [*columns], lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows({name: _plain(value) for name, value in one.items()} for one in results)
+
+
+def _plain(value: object) -> object:
+    """Floats of six digits, and the numbers of a list with spaces between them."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def written(record: Mapping[str, Any], file: Path | None) -> dict[str, Any]:

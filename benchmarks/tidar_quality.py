@@ -13,7 +13,6 @@ Last line: one record.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Sequence
@@ -21,34 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from block_quality import SCORED_WORDS, beginning
+from block_quality import likelihood
+from texts import beginning, stories
 
-from unmask.data.sources import held_out
-from unmask.data.text import Corpus
 from unmask.lm import DiffusionLM
 from unmask.outputs import Output
-from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 
 TEMPERATURES = (0.0, 1.0)
 MODES = ("parallel", "linear")
 DRAFTS = (1, 2, 4, 8, 16)
-
-
-def held_out_texts(files: Sequence[Path], number: int) -> list[str]:
-    """The beginnings of documents that a run with the default share of held-out text does not train on."""
-    settings = DataSettings(train=tuple(map(str, files)))
-    texts = (document.strip() for document in Corpus(settings.train, settings))
-    unseen = (text for text in texts if held_out(text, settings.validation_fraction) and len(text.split()) > 20)
-    return [" ".join(text.split()[:SCORED_WORDS]) for text in itertools.islice(unseen, number)]
-
-
-def bits_per_byte(lm: DiffusionLM, texts: Sequence[str]) -> dict[str, Any]:
-    """Of all texts together; the value must be exact."""
-    scores = lm.score(list(texts))
-    assert not any(score.is_bound for score in scores), "the likelihood of autoregression is exact"
-    size = sum(len(text.encode()) for text in texts)
-    return {"bits_per_byte": -sum(score.log_likelihood for score in scores) / size / 0.6931471805599453, "bytes": size}
 
 
 def written(lm: DiffusionLM, prompts: list[str], params: SamplingParams) -> tuple[list[Output], dict[str, Any]]:
@@ -83,12 +64,13 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     lm = DiffusionLM.from_pretrained(given.model, device=given.device)
     if lm.backbone.diffusion.method != "tidar":
         raise SystemExit(f"{given.model} is no TiDAR model (its method is {lm.backbone.diffusion.method}).")
-    texts = held_out_texts(given.texts_from, given.texts)
+    texts = stories(given.texts_from, given.texts)
     prompts = [beginning(text) for text in texts]
-    likelihoods = [
-        {"model": Path(folder).name, **bits_per_byte(DiffusionLM.from_pretrained(folder, device=given.device), texts)}
-        for folder in [*given.before, given.model]
-    ]
+    likelihoods = []
+    for folder in [*given.before, given.model]:
+        found = likelihood(DiffusionLM.from_pretrained(folder, device=given.device), texts)
+        assert not found.is_bound, "the likelihood of autoregression and TiDAR is exact"
+        likelihoods.append({"model": Path(folder).name, "bits_per_byte": found.bits_per_byte, "bytes": found.bytes})
     results = []
     for temperature in TEMPERATURES:
         common: dict[str, Any] = {"temperature": temperature, "max_new_tokens": given.new_tokens}
@@ -122,18 +104,6 @@ def tables(record: dict[str, Any]) -> str:
     ]
     header = ["", "mode", "draft", "tokens/forward", "tokens/step", "tokens/s", "x autoregressive", "equal texts"]
     return f"{measure.table(['model', 'bits/byte'], bounds)}\n\n{measure.table(header, rows)}"
-
-
-def write_csv(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """One line for each way of decoding; the acceptance histogram as numbers with spaces between them."""
-    columns = list(dict.fromkeys(name for one in results for name in one))
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.DictWriter(opened, columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        for one in results:
-            joined = {"acceptance": " ".join(map(str, one["acceptance"]))} if "acceptance" in one else {}
-            plain = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in one.items()}
-            writer.writerow(plain | joined)
 
 
 def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
@@ -184,12 +154,7 @@ def main() -> None:
     given = parser.parse_args()
     measure.one_thread()
     record = measured(given)
-    print(tables(record))
-    if given.png is not None:
-        draw(record["results"], given.png)
-    if given.json is not None:
-        write_csv(record["results"], measure.target(given.json).with_suffix(".csv"))
-    measure.publish(record, shape=None, file=given.json)
+    measure.report(record, tables(record), draw=draw, png=given.png, file=given.json)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_stories_are_the_beginnings_of_held_out_ones(quality: Any, shared_data: 
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"].strip() for line in lines]
     unseen = [text for text in texts if held_out(text, 0.05)]
-    found = quality.stories(file, 50)
+    found = quality.stories([file], 50)
     assert len(found) == 50
     for story, text in zip(found, unseen, strict=False):
         assert text.startswith(story)
@@ -143,7 +143,7 @@ def test_the_table_and_the_picture_show_every_setting(quality: Any, tmp_path: Pa
             ("b", "block_diffusion", 4, {"unmasking": "low_confidence_dynamic", "confidence_threshold": 0.5}, 1.5),
         ]
     ]
-    quality.write_csv(results, tmp_path / "q.csv")
+    quality.measure.write_csv(results, tmp_path / "q.csv", first=quality.FIRST_COLUMNS)
     with (tmp_path / "q.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [row["tokens_per_forward"] for row in rows] == ["", *["1", "2", "1.5"] * 2]
