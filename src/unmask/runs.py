@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -202,6 +203,14 @@ def _flush(path: Path) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append one JSON object as a line; NaN, which JSON does not have, becomes null."""
+    plain = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(plain, allow_nan=False) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file that `append_record` wrote; null is NaN again."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = (json.loads(line) for line in lines)
+    return [{name: math.nan if value is None else value for name, value in one.items()} for one in records]

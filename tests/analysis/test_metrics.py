@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from unmask.analysis.metrics import BUCKETS, MaskedTokens, Sums, bucket_of, metrics, predictions, sums
+from unmask.analysis.metrics import BUCKETS, MaskedTokens, Sums, accuracies, bucket_of, sums, weight_effects
 from unmask.data.batch import Batch
 from unmask.diffusion.corruption import corrupt
 from unmask.objectives import masked_diffusion
+from unmask.objectives.loss import predictions
 from unmask.settings.objective import ObjectiveSettings
 
 USUAL = 2
+
+
+def metrics(found: Sums) -> dict[str, float]:
+    return accuracies(found) | weight_effects(found)
 
 
 def random_tokens(sizes: list[int], seed: int = 0, *, least: int = 1) -> MaskedTokens:
@@ -27,7 +32,7 @@ def random_tokens(sizes: list[int], seed: int = 0, *, least: int = 1) -> MaskedT
     ratio = torch.tensor([count / size for count, size in zip(counts, sizes, strict=True)])
     logits_RV = 2 * torch.randn(len(group_R), 5, generator=generator, dtype=torch.float64)
     target_R = torch.randint(0, 5, (len(group_R),), generator=generator)
-    nats_R, correct_R, confidence_R = predictions(logits_RV, target_R)
+    nats_R, correct_R, confidence_R, _, _ = predictions(logits_RV, target_R)
     weight_R = 1 / ratio[group_R] + torch.rand(len(group_R), generator=generator)
     return MaskedTokens(
         nats_R, correct_R, confidence_R, target_R, weight_R, ratio[group_R], group_R, torch.tensor(sizes)
@@ -44,10 +49,14 @@ def of_sequences(tokens: MaskedTokens, values_R: Tensor) -> list[list[float]]:
 
 def test_predictions() -> None:
     logits = torch.tensor([[0.0, math.log(3), -math.inf], [math.log(4), 0.0, 0.0]])
-    nats, correct, confidence = predictions(logits, torch.tensor([0, 0]))
+    nats, correct, confidence, entropy, mass = predictions(logits, torch.tensor([0, 0]), torch.tensor([1, 0, 1]))
     assert nats.tolist() == pytest.approx([math.log(4), math.log(1.5)])
     assert correct.tolist() == [False, True]
     assert confidence.tolist() == pytest.approx([0.75, 2 / 3])
+    assert entropy.tolist() == pytest.approx(
+        [-0.75 * math.log(0.75) - 0.25 * math.log(0.25), math.log(6) - 2 / 3 * math.log(4)]
+    )
+    assert mass.flatten().tolist() == pytest.approx([0.75, 0.25, 1 / 6, 5 / 6])
 
 
 def test_both_averages_of_accuracy_with_their_baseline() -> None:

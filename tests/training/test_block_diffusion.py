@@ -86,7 +86,7 @@ def test_the_curriculum_follows_the_steps_of_the_run(tmp_path: Path, monkeypatch
         return example(batch, settings, block_length=block_length, **options)
 
     monkeypatch.setattr(block_diffusion, "example", watched)
-    made = tree(tmp_path, {"block_curriculum": CURRICULUM}, steps=10, eval_steps=5, micro_batch_size=4)
+    made = tree(tmp_path, {"block_curriculum": CURRICULUM}, steps=10, eval_steps=5, micro_batch_size=4, probe_rows=0)
     run = run_of(made, "curriculum")
     assert lengths == {step: {2 if step < 5 else 4 if step < 8 else 8} for step in range(10)}
     # The checkpoints carry the length that the run ends with, also the early ones, which it may be resumed from.

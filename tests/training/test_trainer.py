@@ -20,7 +20,7 @@ from tests.training import recipes
 from tests.training.recipes import weights
 from unmask.errors import CheckpointError, NonFiniteError, SettingsError
 from unmask.lm import DiffusionLM
-from unmask.runs import RunFolder
+from unmask.runs import RunFolder, read_records
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
 from unmask.training.records import truncate_metrics
@@ -133,7 +133,7 @@ def test_two_processes_equal_one_although_some_micro_batches_have_nothing_superv
     """Under Bernoulli noise on rows of one or two tokens, many micro-batches of one row have no masked token."""
     lines = [json.dumps({"text": letter}) + "\n" for letter in "abcdefghijklmnopqrst"]
     (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
-    tree = recipes.tree(folder, steps=4, micro_batch_size=1, eval_steps=4)
+    tree = recipes.tree(folder, steps=4, micro_batch_size=1, eval_steps=4, detailed_metrics_steps=2)
     tree["data"] |= {"context_length": 3, "validation_fraction": 0.0}
     tree["objective"] |= {"corruption": "bernoulli"}
     tree["sampling"] = {"max_new_tokens": 2}
@@ -153,6 +153,12 @@ def test_two_processes_equal_one_although_some_micro_batches_have_nothing_superv
     ):
         assert step == other_step
         assert other == pytest.approx(loss, rel=1e-9)
+    probed = [[row for row in read_records(run.metrics) if "probe/gradient/norm" in row] for run in (one, two)]
+    assert len(probed[0]) == 2
+    for first, second in zip(*probed, strict=True):
+        assert second == pytest.approx(first, rel=1e-6, abs=1e-6, nan_ok=True), (
+            "each process measures half of the probe"
+        )
     for name, value in weights(one, 4).items():
         torch.testing.assert_close(weights(two, 4)[name], value, rtol=1e-6, atol=1e-6)
 

@@ -219,16 +219,28 @@ def _recorded(backbone: Backbone) -> Iterator[list[Tensor]]:
         del _here.found
 
 
+def attention_weights(query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
+    """The weights by their definition, in float32 (float64 for float64), [B, H, Q, K].
+
+    Args:
+        query: [B, H, Q, D].
+        key: [B, Hkv, K, D], where Hkv divides H.
+        mask: bool [B or 1, 1, Q, K], True where a query sees a key, or None.
+        scaling: of the scores; default 1 / sqrt(D).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    key_BHKD = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores_BHQK = query.to(dtype) @ key_BHKD.to(dtype).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    if mask is not None:
+        scores_BHQK = scores_BHQK.masked_fill(~mask, -torch.inf)
+    return scores_BHQK.softmax(dim=-1)
+
+
 def _recording_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """The attention that the model has, and beside it its weights by their definition."""
-    key_BHKD = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores_BHQK = query.float() @ key_BHKD.float().transpose(2, 3) * scale
-    if attention_mask is not None:
-        scores_BHQK = scores_BHQK.masked_fill(~attention_mask, -torch.inf)
-    _here.found.append(scores_BHQK.softmax(dim=-1).cpu())
+    _here.found.append(attention_weights(query, key, attention_mask, options.get("scaling")).float().cpu())
     return unmask_attention(module, query, key, value, attention_mask, **options)
 
 

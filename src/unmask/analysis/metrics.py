@@ -14,6 +14,7 @@ Shapes: R masked tokens, B sequences, V vocabulary, K = 3 buckets of corruption,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,9 @@ class Sums:
         """The sums of both together."""
         return Sums(*(mine + theirs for mine, theirs in zip(_fields(self), _fields(other), strict=True)))
 
-
-def predictions(logits_RV: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy (float32 at least), correctness (bool) and confidence of predictions, each [R]."""
-    law_RV = (logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()).log_softmax(dim=-1)
-    best_R, likeliest_R = law_RV.max(dim=-1)
-    return -law_RV.gather(-1, target_R[:, None])[:, 0], likeliest_R == target_R, best_R.exp()
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Sums:
+        """Each of them changed: added up over processes, moved to another device."""
+        return Sums(*map(change, _fields(self)))
 
 
 def sums(tokens: MaskedTokens, *, most_frequent: int) -> Sums:
@@ -127,19 +125,13 @@ def bucket_of(ratio_R: Tensor) -> Tensor:
     return torch.bucketize(ratio_R.double(), edges)
 
 
-def metrics(found: Sums) -> dict[str, float]:
-    """The numbers that the sums stand for, by name; NaN where nothing was measured.
+def accuracies(found: Sums) -> dict[str, float]:
+    """How well masked tokens are predicted, by name; NaN where nothing was measured.
 
     mask_accuracy, unigram_accuracy: over masked tokens; with `_t`, over sequences, of their own averages.
     corruption/{low,medium,high}_{accuracy,ce,count}: of each bucket.
-    loss_weight/mean, mean_stderr: weight of all masked tokens over all tokens, and its standard error over sequences.
-    loss_weight/variance_within, variance_between: variance of a sequence's loss over its squared mean, at equal
-        corruption (within ten bins of it) and between the means of the bins.
-    loss_weight/{low,medium,high}_share: of the weighted loss.
-    loss_weight/correlation: Pearson's, of weight and 1 - confidence: negative for 1/t, whose largest weights stand
-        where little is masked. It is to be read, not to be passed.
     """
-    count, right, usual, _, weighted = found.bucket_K5.sum(dim=0).tolist()
+    count, right, usual, _, _ = found.bucket_K5.sum(dim=0).tolist()
     sequences, right_share, usual_share = found.accuracy_3.tolist()
     made = {
         "mask_accuracy": _ratio(right, count),
@@ -147,26 +139,38 @@ def metrics(found: Sums) -> dict[str, float]:
         "unigram_accuracy": _ratio(usual, count),
         "unigram_accuracy_t": _ratio(usual_share, sequences),
     }
-    for name, (own, own_right, _, own_nats, own_weighted) in zip(BUCKETS, found.bucket_K5.tolist(), strict=True):
+    for name, (own, own_right, _, own_nats, _) in zip(BUCKETS, found.bucket_K5.tolist(), strict=True):
         made[f"corruption/{name}_accuracy"] = _ratio(own_right, own)
         made[f"corruption/{name}_ce"] = _ratio(own_nats, own)
         made[f"corruption/{name}_count"] = own
-        made[f"loss_weight/{name}_share"] = _ratio(own_weighted, weighted) if own else math.nan
-    return made | _weights(found)
+    return made
 
 
-def _weights(found: Sums) -> dict[str, float]:
+def weight_effects(found: Sums) -> dict[str, float]:
+    """What the loss weights do, by name; NaN where nothing was measured.
+
+    loss_weight/mean, mean_stderr: weight of all masked tokens over all tokens, and its standard error over sequences.
+    loss_weight/variance_within, variance_between: variance of a sequence's loss over its squared mean, at equal
+        corruption (within ten bins of it) and between the means of the bins.
+    loss_weight/{low,medium,high}_share: of the weighted loss.
+    loss_weight/correlation: Pearson's, of weight and 1 - confidence: negative for 1/t, whose largest weights stand
+        where little is masked. It is to be read, not to be passed.
+    """
     number, total, squares = found.weight_3.tolist()
     mean = _ratio(total, number)
     spread = max(_ratio(squares, number) - mean**2, 0.0) if number > 1 else math.nan
     within, between = _split(found.loss_T3)
-    return {
+    weighted = float(found.bucket_K5[:, 4].sum())
+    made = {
         "loss_weight/mean": mean,
         "loss_weight/mean_stderr": math.sqrt(spread / (number - 1)) if number > 1 else math.nan,
         "loss_weight/variance_within": within,
         "loss_weight/variance_between": between,
         "loss_weight/correlation": _correlation(found.pair_6),
     }
+    for name, (own, _, _, _, own_weighted) in zip(BUCKETS, found.bucket_K5.tolist(), strict=True):
+        made[f"loss_weight/{name}_share"] = _ratio(own_weighted, weighted) if own else math.nan
+    return made
 
 
 def _split(loss_T3: Tensor) -> tuple[float, float]:

@@ -58,6 +58,15 @@ class Example:
         }
         return dataclasses.replace(self, layout=self.layout.to(device), **moved)
 
+    def only(self, chosen_R: Tensor) -> Example:
+        """The same input with some of its supervised rows (bool [R]); what they are divided by stays."""
+        fields = {
+            field.name: value[chosen_R]
+            for field in dataclasses.fields(self)
+            if field.name.endswith("_R") and isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **fields)
+
 
 def normalized(example: Example, size_TB: Tensor, normalize: Literal["tokens", "answers"]) -> Example:
     """The example with each term divided by its tokens or, answer by answer, by each one's own tokens.

@@ -87,6 +87,49 @@ def row_losses(hidden_BLD: Tensor, example: Example, head: Head, *, chunk_rows: 
     return torch.cat([_cross_entropy(head(hidden), target) for hidden, target in chunks])
 
 
+class RowPredictions(NamedTuple):
+    """What a model makes of supervised rows; in float32 at least.
+
+    Attributes:
+        cross_entropy_R: nats of the target.
+        correct_R: bool; whether the likeliest token is the target.
+        confidence_R: probability of the likeliest token.
+        entropy_R: nats of the distribution.
+        mass_RC: probability of each class of tokens; no columns where no classes were given.
+    """
+
+    cross_entropy_R: Tensor
+    correct_R: Tensor
+    confidence_R: Tensor
+    entropy_R: Tensor
+    mass_RC: Tensor
+
+
+def row_predictions(
+    hidden_BLD: Tensor, example: Example, head: Head, *, chunk_rows: int = 512, class_V: Tensor | None = None
+) -> RowPredictions:
+    """What a model makes of each supervised row; `class_V` numbers the class of each token, int64."""
+    hidden_RD = hidden_BLD.flatten(0, 1)[example.row_R]
+    chunks = zip(hidden_RD.split(chunk_rows), example.target_R.split(chunk_rows), strict=True)
+    parts = [predictions(head(hidden), target, class_V) for hidden, target in chunks]
+    return RowPredictions(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+def predictions(logits_RV: Tensor, target_R: Tensor, class_V: Tensor | None = None) -> RowPredictions:
+    """The same of logits [R, V]; an id at -inf is never predicted."""
+    law_RV = (logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()).log_softmax(dim=-1)
+    best_R, likeliest_R = law_RV.max(dim=-1)
+    chance_RV = law_RV.exp()
+    mass_RC = law_RV.new_zeros(len(law_RV), 0 if class_V is None else int(class_V.max()) + 1)
+    return RowPredictions(
+        cross_entropy_R=-law_RV.gather(-1, target_R[:, None])[:, 0],
+        correct_R=likeliest_R == target_R,
+        confidence_R=best_R.exp(),
+        entropy_R=torch.special.entr(chance_RV).sum(dim=-1),
+        mass_RC=mass_RC if class_V is None else mass_RC.index_add(1, class_V, chance_RV),
+    )
+
+
 def _cross_entropy(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     """Nats of each row, in float32 at least."""
     wide_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()

@@ -64,11 +64,9 @@ def as_markdown(record: dict[str, Any]) -> str:
 def summary(record: dict[str, Any]) -> str:
     """The text in one sentence."""
     text = record["text"]
-    unit = f"{record['documents']:,} {record['unit']}{'s' * (record['documents'] != 1)}"
-    return (
-        f"{unit} ({text['pieces']:,} pieces, {text['bytes']:,} bytes) of {', '.join(text['sources'])}, the same bytes "
-        "for every model."
-    )
+    counts = [f"{record['documents']:,} {record['unit']}{'s' * (record['documents'] != 1)}"]
+    counts += [f"{text['pieces']:,} pieces"] * (record["unit"] != "piece") + [f"{text['bytes']:,} bytes"]
+    return f"{', '.join(counts)} of {', '.join(text['sources'])}, the same for every model."
 
 
 def as_csv(record: dict[str, Any]) -> str:

@@ -113,7 +113,7 @@ def _parse_line(line: str, where: str) -> tuple[int, dict[str, float]]:
     step = record.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ReportError(f"{where} needs `step`, an integer of at least 0, got {step!r}.")
-    metrics = {name: record[name] for name in METRICS if name in record}
+    metrics = {name: record[name] for name in METRICS if record.get(name) is not None}
     for name, value in metrics.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ReportError(f"{where}: `{name}` must be a number, got {value!r}.")

@@ -58,6 +58,14 @@ class TrainingSettings:
     """Supervised rows whose logits exist at the same time."""
     logging_steps: int = 10
     """Steps between two records of metrics."""
+    probe_rows: int | None = None
+    """How many rows of held-out (else training) text, at most, are masked once and measured on at every logging step of
+    a diffusion model; default: batch_size, at most 64 (about a third of a step). 0 turns all such metrics off."""
+    detailed_metrics_steps: int | None = None
+    """Steps between two measurements of confidence, attention and gradients on those rows; default: never."""
+    attention_analysis_steps: int | None = None
+    """Steps between two measurements of token-frequency bias, of what reveal schedules cost and of how generated texts
+    converge; default: never."""
     eval_steps: int | None = None
     """Steps between two evaluations on the held-out text; default: a tenth of the run."""
     save_steps: int | None = None
@@ -83,6 +91,14 @@ class TrainingSettings:
         )
         at_least(1, steps=self.steps, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         at_least(1, logging_steps=self.logging_steps, eval_steps=self.eval_steps, save_steps=self.save_steps)
+        at_least(1, detailed_metrics_steps=self.detailed_metrics_steps)
+        at_least(1, attention_analysis_steps=self.attention_analysis_steps)
+        at_least(0, probe_rows=self.probe_rows)
+        is_true(
+            self.probe_rows != 0 or not (self.detailed_metrics_steps or self.attention_analysis_steps),
+            "training.detailed_metrics_steps and attention_analysis_steps measure on the rows of probe_rows, which is "
+            "0. Leave probe_rows out.",
+        )
         at_least(1, keep_checkpoints=self.keep_checkpoints, save_epochs=self.save_epochs)
         at_least(1, loss_chunk_rows=self.loss_chunk_rows)
         at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)

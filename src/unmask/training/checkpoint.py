@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import CheckpointError
-from unmask.runs import RunFolder
+from unmask.runs import RunFolder, written_folder
 
 STATE = "training"
 
@@ -156,3 +156,13 @@ def resumable(run: RunFolder, resume: str) -> Path | None:
         return folder.resolve()
     steps = run.saved_steps()
     return run.checkpoints / f"step-{steps[-1]}" if steps else None
+
+
+def write_final(run: RunFolder, card: str) -> Path:
+    """Make `final/` from the best checkpoint, or the latest one, with a model card."""
+    source = run.checkpoint("best") or run.checkpoint("latest")
+    assert source is not None, "a run saves at its last step"
+    with written_folder(run.final) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return run.final

@@ -86,3 +86,10 @@ def end(accelerator: Accelerator, *, is_last: bool) -> None:
 def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
     """The sum over all processes."""
     return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values  # type: ignore
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process holds all weights."""
+    from accelerate.utils import DistributedType
+
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from unmask import config
-from unmask.runs import RunFolder, environment
+from unmask.runs import RunFolder, environment, read_records
 from unmask.settings.recipe import Recipe
 
 
@@ -55,8 +52,7 @@ Versions: {packages}.
 
 
 def _scores(run: RunFolder) -> str:
-    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    scored: list[dict[str, Any]] = [record for record in records if "eval/bits_per_byte" in record]
+    scored = [record for record in read_records(run.metrics) if "eval/bits_per_byte" in record]
     if not scored:
         return "None was held out."
     best = min(scored, key=lambda record: record["eval/bits_per_byte"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.models.backbone import Backbone
 from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
-from unmask.objectives.loss import Loss, loss, row_losses
+from unmask.objectives.loss import Loss, RowPredictions, loss, row_losses, row_predictions
 
 
 class TrainingModule(nn.Module):
@@ -32,11 +32,23 @@ class TrainingModule(nn.Module):
         """The network's configuration, where DeepSpeed looks for sizes."""
         return self.backbone.network.config
 
-    def forward(self, example: Example, scale_T: Tensor | None = None, lesson: Lesson | None = None) -> Loss | Tensor:
-        """The loss of an example with each term's factor; without factors, each supervised row's cross-entropy."""
+    def forward(
+        self,
+        example: Example,
+        scale_T: Tensor | None = None,
+        lesson: Lesson | None = None,
+        *,
+        predicts: bool = False,
+        class_V: Tensor | None = None,
+    ) -> Loss | Tensor | RowPredictions:
+        """The loss of an example with each term's factor; without factors, each supervised row's cross-entropy or, if
+        it `predicts`, its prediction (over classes of tokens too, see `row_predictions`)."""
         mask = self.backbone.render(example.layout, example.layout)
         read_R = example.row_R.unique() if len(example.row_R) else None
         hidden_BLD = self.backbone(example.ids_BL, example.layout.position_ids, mask, read_R=read_R)
+        if predicts:
+            head = self.backbone.logits
+            return row_predictions(hidden_BLD, example, head, chunk_rows=self.chunk_rows, class_V=class_V)
         if scale_T is None:
             return row_losses(hidden_BLD, example, self.backbone.logits, chunk_rows=self.chunk_rows)
         trained = tuple(one for one in self._head_parameters() if one.requires_grad)

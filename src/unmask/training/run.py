@@ -25,7 +25,7 @@ from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
 from unmask.training.records import truncate_metrics
 from unmask.training.samples import first_row, sample_page
-from unmask.training.trainer import Trainer, total_steps, write_final
+from unmask.training.trainer import Trainer, total_steps
 
 if TYPE_CHECKING:
     pass
@@ -174,7 +174,7 @@ def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:
 
 def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
     """Final model, samples and curves."""
-    final = write_final(run, model_card(recipe, run))
+    final = checkpoints.write_final(run, model_card(recipe, run))
     write_text(run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final), text))
     if importlib.util.find_spec("matplotlib") is None:
         print('The curves were not drawn: pip install "unmask[plots]" for that.', file=sys.stderr)

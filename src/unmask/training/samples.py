@@ -40,14 +40,10 @@ def first_row(tokenizer: PreTrainedTokenizerBase, batch: Batch, example: Example
 def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
     """Samples in Markdown: without a prompt, or for a model of conversations replies to (held-out) prompts."""
     page = f"# Samples of {recipe.name}\n\n"
-    rows = text.held_out or text.train
     if recipe.data.format == "text":
         outputs = lm.generate(None, recipe.sampling)
         return page + "".join(f"## Sample {number}\n\n{_fenced(one.text)}" for number, one in enumerate(outputs))
-    assert isinstance(rows, ChatRows | NeatRows), "rows with prompts"
-    room = lm.backbone.context_length - recipe.sampling.max_new_tokens
-    candidates = (rows.prompt(number) for number in range(min(len(rows), _SEARCHED)))
-    prompts = list(itertools.islice((one for one in candidates if 0 < len(one) <= room), _CHATS))
+    prompts = _held_out_prompts(recipe, lm, text)
     if not prompts:
         return f"{page}No row has a prompt that leaves room for {recipe.sampling.max_new_tokens} tokens.\n"
     assert lm.tokenizer is not None
@@ -57,6 +53,22 @@ def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
             page += f"## Prompt {output.prompt}\n\n{_fenced(prompt)}"
         page += f"Reply:\n\n{_fenced(output.text)}"
     return page
+
+
+def probe_prompts(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> list[list[int] | None]:
+    """What a few texts begin with: nothing, or for a model of conversations (held-out) prompts."""
+    if recipe.data.format == "text":
+        return [None] * _CHATS
+    return list(_held_out_prompts(recipe, lm, text))
+
+
+def _held_out_prompts(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> list[list[int]]:
+    """The first prompts that leave room for a reply."""
+    rows = text.held_out or text.train
+    assert isinstance(rows, ChatRows | NeatRows), "rows with prompts"
+    room = lm.backbone.context_length - recipe.sampling.max_new_tokens
+    candidates = (rows.prompt(number) for number in range(min(len(rows), _SEARCHED)))
+    return list(itertools.islice((one for one in candidates if 0 < len(one) <= room), _CHATS))
 
 
 def _fenced(text: str) -> str:

@@ -37,6 +37,7 @@ from unmask.training.checkpoint import Progress
 from unmask.training.console import TrainingConsole
 from unmask.training.distributed import summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
+from unmask.training.measurements import Measurements
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
 from unmask.training.preparation import TrainingText
@@ -91,6 +92,9 @@ class Trainer:
         self._signal: int | None = None
         self._prepare_network(resume)
         self._prepare_optimizer(resume)
+        self.measurements = None
+        if recipe.objective.method != "autoregressive" and self.settings.probe_rows != 0:
+            self.measurements = Measurements(recipe, checkpoint, text, self.module, accelerator)
         self.console = TrainingConsole(self.total, start=self.progress.step, enabled=accelerator.is_main_process)
         self._peak = measured_peak(accelerator.device, _DTYPES[self.settings.precision])
         self._clock = time.perf_counter()
@@ -102,6 +106,7 @@ class Trainer:
                 result = self._step(step)
                 self._count(step, result)
                 self._log(step, result)
+                self._measure(step + 1)
                 self._evaluate_and_save(step + 1, stop=result.stop)
                 if result.stop:
                     break
@@ -227,6 +232,16 @@ class Trainer:
             append_record(self.run.metrics, record)
         for step, values in self.tags(record):
             self.accelerator.log(values, step=step)
+
+    def _measure(self, step: int) -> None:
+        """The metrics that are due, as a record of their own."""
+        if self.measurements is None:
+            return
+        began = time.perf_counter()
+        found = self.measurements.due(step, last=step == self.total)
+        if found:
+            self._write({"step": step, "tokens": self.progress.tokens, **found})
+            self._clock += time.perf_counter() - began
 
     # --- evaluation and checkpoints -------------------------------------------------------------------------------
 
@@ -371,15 +386,3 @@ def total_steps(recipe: Recipe, text: Rows) -> int:
     if settings.epochs is not None:
         return max(1, math.ceil(settings.epochs * len(text) / settings.batch_size))
     return settings.steps or 1000
-
-
-def write_final(run: RunFolder, card: str) -> Path:
-    """Make `final/` from the best checkpoint, or the latest one, with a model card."""
-    import shutil
-
-    source = run.checkpoint("best") or run.checkpoint("latest")
-    assert source is not None, "a run saves at its last step"
-    with written_folder(run.final) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(checkpoints.STATE))
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    return run.final

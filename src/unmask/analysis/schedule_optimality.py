@@ -1,0 +1,60 @@
+"""How near the reveal schedule that a model decodes with comes to the best one for it, in a few numbers.
+
+In: a masked-diffusion model and token ids of texts. Out: the excess of its schedule and the optimum's share of it, as
+`unmask analyze schedule` measures them, on fewer texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from unmask.analysis.information_profile import FEWEST_DOCUMENTS, mask_counts, measure, windows
+from unmask.analysis.schedules import analysed
+from unmask.lm import DiffusionLM
+from unmask.models.tokenizers import end_id, start_id
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.reveal_files import is_file_name, read
+
+_PLACES, _READ, _WINDOWS, _COUNTS = 64, 256, 128, 16
+_STEPS = (4, 8, 16)
+_RESAMPLES = 2  # the intervals are not asked for
+
+
+def schedule_figures(
+    lm: DiffusionLM, texts: Iterable[Sequence[int]], params: SamplingParams, *, seed: int
+) -> dict[str, float]:
+    """schedule/excess_K (nats per token above one place at a time) and schedule/optimality_K for K steps, by name.
+
+    NaN where too few texts are long enough; nothing for methods other than masked diffusion, or a model without a token
+    to stand in front where it needs one. Half of the texts fit the optimum, the other half score both.
+    """
+    entry, tokenizer = lm.backbone.diffusion, lm.tokenizer
+    start = None if tokenizer is None else start_id(tokenizer)
+    if start is None and entry.logit_shift and tokenizer is not None:
+        start = end_id(tokenizer)
+    if entry.method != "masked_diffusion" or (entry.logit_shift and start is None):
+        return {}
+    schedule = lm.resolved(params).reveal_schedule or "linear"
+    lead = () if start is None else (start,)
+    read_texts = list(itertools.islice(texts, _READ))
+    if is_file_name(schedule):
+        places, steps = read(schedule).places, tuple(sorted(read(schedule).counts))
+    else:
+        typical = statistics.median_low([len(one) for one in read_texts])
+        places = max(1, min(_PLACES, lm.backbone.context_length - len(lead), typical))
+        steps = tuple(one for one in _STEPS if one < places)
+    chosen = [one for one in read_texts if len(one) >= places][:_WINDOWS]
+    if len(chosen) < FEWEST_DOCUMENTS:
+        return {f"schedule/{name}_{number}": math.nan for number in steps for name in ("excess", "optimality")}
+    if not steps:
+        return {}
+    found = windows(chosen, places, per_document=1, max_documents=_WINDOWS)
+    profile = measure(lm.backbone, found, mask_counts(places, _COUNTS), lead=lead, seed=seed)
+    made = {}
+    for number, ranked in analysed(profile, [schedule], steps, resamples=_RESAMPLES, seed=seed).scored.items():
+        one = next(one for one in ranked if one.schedule == schedule)
+        made |= {f"schedule/excess_{number}": one.excess, f"schedule/optimality_{number}": one.optimality}
+    return made
