@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -392,7 +393,11 @@ def test_generations_are_judged(
     outputs = lm.generate(None, params)
     nats = [-one.log_likelihood for one in own.score([output.text for output in outputs])]
     sizes = [len(output.text.encode()) for output in outputs]
-    assert float(rows[0]["nats_per_byte"]) == pytest.approx(sum(nats) / sum(sizes))
+    ratio = sum(nats) / sum(sizes)
+    assert float(rows[0]["nats_per_byte"]) == pytest.approx(ratio)
+    # How far each text moves the ratio, in units of its share.
+    moves = [(own - ratio * size) / statistics.mean(sizes) for own, size in zip(nats, sizes, strict=True)]
+    assert float(rows[0]["stderr"]) == pytest.approx(statistics.stdev(moves) / math.sqrt(3))
     tokens = [token for output in outputs for token in output.token_ids]
     shares = [tokens.count(token) / len(tokens) for token in set(tokens)]
     assert float(rows[0]["entropy"]) == pytest.approx(-sum(share * math.log2(share) for share in shares))
