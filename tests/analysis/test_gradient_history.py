@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -300,6 +301,27 @@ def test_the_colours_of_ratios_are_symmetrical_about_one() -> None:
         assert float(norm(1)) == pytest.approx(0.5)
         assert float(norm(0.7)) + float(norm(1 / 0.7)) == pytest.approx(1)
         assert all(0 <= float(norm(value)) <= 1 for value in values if not math.isnan(value))
+
+
+def test_a_norm_of_zero_is_no_gap() -> None:
+    pytest.importorskip("matplotlib")
+    from unmask.analysis.gradient_pictures import _norm_colours, _ratio_colours
+
+    for values in ([0.0, 1.0, 100.0], [0.0, 1.0, 2.0]):
+        for colours in (_norm_colours(np.array([values])), _ratio_colours(np.array([values]))):
+            shown = colours["norm"](np.ma.masked_invalid([*values, math.nan]))
+            assert shown.mask.tolist() == [False] * 3 + [True]
+            assert shown[0] == 0 or colours["cmap"] != "viridis"
+
+
+def test_tdlms_columns_are_named_in_every_picture() -> None:
+    pytest.importorskip("matplotlib")
+    from unmask.analysis.gradient_pictures import _titled
+
+    found, _ = drawn(3)
+    assert _titled("Norms", found) == "Norms: run"
+    counted = _titled("Norms", dataclasses.replace(found, is_measured=False))
+    assert counted.splitlines()[1] == "TDLM's columns: norm of the whole gradient x share of the sequences"
 
 
 def test_a_heatmap_shows_its_matrix_and_hides_gaps() -> None:

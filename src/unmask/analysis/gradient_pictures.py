@@ -146,7 +146,7 @@ def _norm_colours(value_RC: Floats) -> dict[str, Any]:
 
     known = value_RC[value_RC > 0]
     if _is_wide(value_RC):
-        return {"cmap": "viridis", "norm": LogNorm(known.min(), known.max())}
+        return {"cmap": "viridis", "norm": LogNorm(known.min(), known.max(), clip=True)}
     return {"cmap": "viridis", "norm": Normalize(0, known.max() if len(known) else 1)}
 
 
@@ -155,7 +155,7 @@ def _ratio_colours(value_RC: Floats) -> dict[str, Any]:
 
     known = value_RC[value_RC > 0]
     reach = max(2.0, float(np.exp(np.abs(np.log(known)).max()))) if len(known) else 2.0
-    return {"cmap": "RdBu_r", "norm": LogNorm(1 / reach, reach)}
+    return {"cmap": "RdBu_r", "norm": LogNorm(1 / reach, reach, clip=True)}
 
 
 def _label_bar(bar: Colorbar, label: str, *, is_ratio: bool) -> None:
