@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.references import likelihood as reference
+from tests.training import recipes
 from unmask.analysis import schedules
 from unmask.analysis.information_profile import Profile, Windows, mask_counts, measure, windows
 from unmask.analysis.schedules import OPTIMUM
@@ -25,6 +26,8 @@ from unmask.lm import DiffusionLM
 from unmask.models.backbone import Backbone
 from unmask.models.loading import Checkpoint, save
 from unmask.settings.decoding import SamplingParams
+from unmask.training.preparation import held_out_texts
+from unmask.training.run import train
 
 VOCABULARY, LENGTH = 3, 4
 
@@ -432,3 +435,21 @@ def test_texts_that_are_too_few_or_no_texts(model: Path, tmp_path: Path, capsys:
     save(Checkpoint(tiny.backbone("masked_diffusion").float(), None), tmp_path / "bare")
     assert main(["analyze", "schedule", str(tmp_path / "bare"), "--data", str(file)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_on_what_it_holds_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.write_text(tmp_path)
+    run = train(recipes.recipe(tmp_path, steps=1)).run
+    held_out = held_out_texts(recipes.recipe(tmp_path).data)
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
+    words = ["analyze", "schedule", str(run.root), "--places", "8", "--steps", "2", "--resamples", "20"]
+    tables = []
+    for given in ([], ["--data", str(tmp_path / "held-out.jsonl")]):
+        assert main([*words, *given, "--output-dir", str(tmp_path / f"out-{len(given)}")]) == 0
+        tables.append((tmp_path / f"out-{len(given)}" / "excess.csv").read_text())
+    assert tables[0] == tables[1]
+    capsys.readouterr()
+    assert main(["analyze", "schedule", str(model)]) == 2
+    assert "Name the text" in capsys.readouterr().err
