@@ -1,4 +1,4 @@
-"""The commands and code of the pages on block diffusion and TiDAR, run as written on real weights, trained shortly."""
+"""The commands and code of the pages on block diffusion, TiDAR and gradients, run as written, training shortened."""
 
 import doctest
 import gzip
@@ -92,6 +92,26 @@ def test_the_commands_run_one_after_another(page: str, workplace: Path, monkeypa
     assert len(scripts) >= 1
     for script in scripts:
         exec(compile(script, "page", "exec"), {})
+
+
+# Bytes of stories instead of Python's documentation in tokens that are trained first, and a measurement at each step.
+SMALLER = (
+    "data.train=data/tinystories_sample.jsonl.gz data.tokenizer=byte data.context_length=48 model.hidden_size=32 "
+    "model.num_attention_heads=2 model.num_key_value_heads=1 training.detailed_metrics_steps=1"
+)
+
+
+def test_the_commands_on_gradients_draw_a_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    train, *others = commands("gradients")
+    run(f"{train} {SMALLER}")
+    for command in others:
+        run(command)
+    for folder in (workplace / "runs" / "python-docs" / "plots" / "gradients", workplace / "pictures"):
+        for name in re.findall(r"^\| `(\w+)` \|", text_of("gradients"), flags=re.MULTILINE):
+            assert (folder / f"{name}.png").is_file(), name
+            assert (folder / f"{name}.csv").is_file(), name
+        assert len(list(folder.iterdir())) == 8
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,15 +6,15 @@ conformance.csv, generation.csv and schedules.png in a folder.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.analysis.information_profile import Profile
 from unmask.analysis.schedule_generation import Generation
 from unmask.analysis.schedules import OPTIMUM, Analysis, Conformance, Scored, isotonic
+from unmask.analysis.tables import write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ _DOTS = 150
 
 def write_tables(profile: Profile, found: Analysis, checks: Sequence[Conformance], folder: Path) -> list[Path]:
     """Write the numbers as CSV files; returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
     curve = zip(profile.masked_M.tolist(), profile.mean().tolist(), profile.stderr().tolist(), strict=True)
     excess = (
         (number, rank, one.schedule, one.excess, one.low, one.high, one.optimality, one.first, one.last, _joined(one))
@@ -38,17 +37,16 @@ def write_tables(profile: Profile, found: Analysis, checks: Sequence[Conformance
     scores = ("steps", "rank", "schedule", "excess", "low", "high", "optimality", "first_rank", "last_rank", "counts")
     kept = ((one.schedule, one.steps, one.rounding, one.angle, "; ".join(one.faults)) for one in checks)
     return [
-        _table(folder / "profile.csv", ("masked", "nats_per_token", "stderr"), curve),
-        _table(folder / "excess.csv", scores, excess),
-        _table(folder / "conformance.csv", ("schedule", "steps", "rounding_places", "angle", "faults"), kept),
+        write_table(folder / "profile.csv", ("masked", "nats_per_token", "stderr"), curve),
+        write_table(folder / "excess.csv", scores, excess),
+        write_table(folder / "conformance.csv", ("schedule", "steps", "rounding_places", "angle", "faults"), kept),
     ]
 
 
 def write_generations(made: Sequence[Generation], folder: Path) -> Path:
     """Write what was generated and judged as a CSV file."""
     titles = [field.name for field in dataclasses.fields(Generation)]
-    folder.mkdir(parents=True, exist_ok=True)
-    return _table(folder / "generation.csv", titles, (dataclasses.astuple(one) for one in made))
+    return write_table(folder / "generation.csv", titles, (dataclasses.astuple(one) for one in made))
 
 
 def draw(profile: Profile, found: Analysis, file: Path) -> None:
@@ -117,11 +115,3 @@ def _draw_excess(axes: Axes, found: Analysis) -> None:
 
 def _joined(one: Scored) -> str:
     return "+".join(map(str, one.counts))
-
-
-def _table(file: Path, titles: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(titles)
-        writer.writerows(rows)
-    return file

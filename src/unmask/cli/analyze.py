@@ -9,11 +9,13 @@ from unmask.errors import SettingsError, nearest
 
 TOPICS = {
     "attention": "the masks of a model's layouts and the attention weights of every layer and head",
+    "gradients": "gradient norms by corruption over a run, as heatmaps",
     "schedule": "what schedules of revealing cost on held-out text, and the best one",
 }
 _EXAMPLES = """\
 examples:
   unmask analyze attention runs/stories-blocks --text "Once upon a time there was a little girl"
+  unmask analyze gradients runs/python-docs
   unmask analyze schedule runs/demo --data held-out.jsonl --save best.json
 """
 
