@@ -74,8 +74,8 @@ class Measurements:
         _check(recipe, share, accelerator)
         self.probe = Probe(rows, share * processes, recipe.objective, self.backbone.diffusion, seed=recipe.seed)
         vocabulary = self.backbone.head_weight.shape[0]
-        self._count_V = token_counts(text.train, vocabulary, seed=recipe.seed)
-        self._most_frequent = int(self._count_V.argmax())
+        self._count_V, fill_V = token_counts(text.train, vocabulary, seed=recipe.seed)
+        self._most_frequent = int((self._count_V + fill_V).argmax())
         self._class_V = frequency_classes(self._count_V).to(accelerator.device)
         self._begin = share * accelerator.process_index
         self._end = self._begin + share
