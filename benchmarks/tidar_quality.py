@@ -110,7 +110,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
     """Tokens per step, and speed over autoregression, by draft length."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     from unmask.reports.curves import METHOD_COLOURS, OTHER_COLOURS
 
@@ -126,7 +126,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
                 axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=colour, label=told)
         axes.axhline(1, color=OTHER_COLOURS[-1], linestyle=":", linewidth=1.3)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("draft length")
         axes.set_ylabel(label)
