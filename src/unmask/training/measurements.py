@@ -138,10 +138,10 @@ class Measurements:
             return (part.example.to(device) for part in self.probe.parts(self._begin, self._end, 1))
 
         def total(example: Example) -> Tensor:
-            scale_T = torch.full((len(example.terms),), 1 / self.probe.tokens, dtype=torch.float64, device=device)
-            return unwrapped(example, scale_T).total
+            return unwrapped(example, torch.ones(len(example.terms), dtype=torch.float64, device=device)).total
 
-        return gradient_figures(*bucket_gradients(examples, total, parameters, reduce=self._added))
+        tokens = max(1, self.probe.tokens)
+        return gradient_figures(*bucket_gradients(examples, total, parameters, divisor=tokens, reduce=self._added))
 
     def _texts(self) -> dict[str, float]:
         """The rest of the third tier: the reveal schedule, and some texts; every process makes the same."""
