@@ -260,3 +260,18 @@ def test_many_gradients_add_up_whatever_the_weights_precision() -> None:
     buckets, whole = bucket_gradients(lambda: [example] * 600, lambda _: parameter.sum(), [parameter])
     assert whole == pytest.approx(1200)
     assert sum(one.norm for one in buckets) == pytest.approx(1200)
+
+
+def test_gradients_of_many_tokens_survive_half_precision() -> None:
+    model = tiny.backbone("masked_diffusion").float()
+    examples, tokens = examples_of("masked_diffusion", model), 10**8
+    plain, _ = bucket_gradients(lambda: examples, total_of(model, tokens), trained(model))
+    same, _ = bucket_gradients(lambda: examples, total_of(model, 1), trained(model), divisor=tokens)
+    with torch.autocast("cpu", torch.float16):
+        lost, _ = bucket_gradients(lambda: examples, total_of(model, tokens), trained(model))
+        found, _ = bucket_gradients(lambda: examples, total_of(model, 1), trained(model), divisor=tokens)
+    for wanted, exact, one, less in zip(plain, same, found, lost, strict=True):
+        assert exact == pytest.approx(wanted, rel=1e-4)
+        assert one.norm == pytest.approx(wanted.norm, rel=0.01)
+        assert one.noise_ratio == pytest.approx(wanted.noise_ratio, abs=0.01)
+        assert less.norm < 0.5 * wanted.norm

@@ -92,9 +92,11 @@ def linear(places: int, steps: int) -> tuple[int, ...]:
     return tuple(places // steps + (step < places % steps) for step in range(steps))
 
 
-def assert_figures(found: dict[str, float], rows: list[list[float]], places: int, steps: int, counts: Any) -> float:
+def assert_figures(
+    found: dict[str, float], rows: list[list[float]], places: int, steps: int, counts: Any, *, seed: int = SEED
+) -> float:
     """The excess and the optimum's share of it; where several fit best, the share of one of them."""
-    order = noise.permutation(Purpose.SPLIT, len(rows), SEED, 0).tolist()
+    order = noise.permutation(Purpose.SPLIT, len(rows), seed, 0).tolist()
     fit, score = (mean([rows[one] for one in half]) for half in (order[: len(rows) // 2], order[len(rows) // 2 :]))
     fitted = rising(fit)
     costs = {one: excess(one, fitted) for one in every_schedule(places, steps)}

@@ -14,8 +14,10 @@ from tests.training import recipes
 from unmask import config
 from unmask.errors import SettingsError
 from unmask.lm import DiffusionLM
+from unmask.models.backbone import Backbone
 from unmask.runs import RunFolder, read_records
 from unmask.settings.recipe import Recipe
+from unmask.training.measurements import Measurements
 from unmask.training.run import train
 
 METHODS = ["masked_diffusion", "block_diffusion", "tidar"]
@@ -99,3 +101,36 @@ def test_autoregression_has_no_masks_to_measure(tmp_path: Path) -> None:
 def test_steps_without_rows_are_refused() -> None:
     with pytest.raises(SettingsError, match="probe_rows"):
         recipes.recipe(Path("nowhere"), probe_rows=0, detailed_metrics_steps=5)
+
+
+@pytest.mark.parametrize("name", ["detailed_metrics_steps", "attention_analysis_steps"])
+def test_sharded_weights_have_the_first_tier_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.training.measurements.is_sharded", lambda accelerator: True)
+    with pytest.raises(SettingsError, match=name):
+        run_of(tmp_path, steps=1, **{name: 1})
+    # A process holds nothing of the head between two forwards.
+    monkeypatch.setattr(Backbone, "head_weight", property(lambda self: torch.empty(0)))
+    assert probed(run_of(tmp_path, name="first", steps=1))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_single_rows_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each length would take a graph of its own, and soon none were left for the training."""
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_network(self: Backbone) -> None:
+        self._through_layers = torch.compile(self._through_layers, backend=keep)
+
+    monkeypatch.setattr(Backbone, "compile_network", compile_network)
+    monkeypatch.setattr(Measurements, "_predictions", lambda self, **_: {"mask_accuracy": 0.0})
+    recipes.write_text(tmp_path)
+    options = {"detailed_metrics_steps": 1, "attention_analysis_steps": 1, "compile": True}
+    tree = recipes.tree(tmp_path, steps=1, **options)
+    tree["data"]["validation_fraction"] = 0
+    (found,) = probed(train(config.from_tree(Recipe, tree)).run)
+    assert "probe/gradient/norm" in found and "probe/denoising/forwards" in found
+    assert len(graphs) == 1, "the training's own"

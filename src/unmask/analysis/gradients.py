@@ -21,7 +21,7 @@ from unmask.analysis.metrics import BUCKETS, bucket_of
 from unmask.objectives.example import Example
 
 Total = Callable[[Example], Tensor]
-"""The loss of an example: the weighted sum of its rows over what the whole probe is divided by; differentiable."""
+"""The loss of an example: the weighted sum of its rows; differentiable."""
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -56,6 +56,7 @@ def bucket_gradients(
     total: Total,
     parameters: Sequence[Tensor],
     *,
+    divisor: float = 1.0,
     reduce: Reduce = lambda values: values,
 ) -> tuple[tuple[Bucket, ...], float]:
     """Each bucket, and the norm of the gradient of the whole.
@@ -67,6 +68,7 @@ def bucket_gradients(
         examples: makes the examples anew, of one sequence each; this process's share of them.
         total: their loss.
         parameters: that are trained.
+        divisor: of the loss and so of the gradients: in half precision those of a loss per token would vanish.
         reduce: adds values up over processes.
     """
     whole = _zeros(parameters)
@@ -79,9 +81,9 @@ def bucket_gradients(
             torch._foreach_add_(share, gradient)
         share = [reduce(one) for one in share]
         sequences, squares = reduce(facts_2).tolist()
-        buckets.append(Bucket(round(sequences), math.sqrt(float(_square(share))), squares))
+        buckets.append(Bucket(round(sequences), math.sqrt(float(_square(share))) / divisor, squares / divisor**2))
         torch._foreach_add_(whole, share)
-    return tuple(buckets), math.sqrt(float(_square(whole)))
+    return tuple(buckets), math.sqrt(float(_square(whole))) / divisor
 
 
 def gradient_figures(buckets: Sequence[Bucket], whole: float) -> dict[str, float]:

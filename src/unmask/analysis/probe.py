@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.analysis.metrics import MaskedTokens
+from unmask.data.batch import Batch
 from unmask.data.rows import Rows
 from unmask.noise import Purpose
 from unmask.objectives.example import Example
@@ -30,7 +31,7 @@ from unmask.settings.objective import ObjectiveSettings
 
 _STEP = 1 << 40
 """The step of the probe's draws: no run gets there, and every curriculum has come to its end."""
-_COUNTED_ROWS = 2048
+_COUNTED_ROWS, _COUNTED_AT_ONCE = 2048, 64
 _TERM = "diffusion"
 
 
@@ -144,23 +145,33 @@ def masked_tokens(part: Part, found: RowPredictions) -> MaskedTokens:
 
 
 def token_counts(rows: Rows, size: int, *, seed: int) -> Tensor:
-    """How often each token is supervised in (a sample of) the rows, int64 [V]."""
+    """How often each token is supervised in (a sample of) the rows: in text, and where it fills rows up; int64 [2, V].
+
+    How much fills a row up hangs on the rows beside it, and is more than the text itself where their lengths differ.
+    """
     chosen = noise.permutation(Purpose.PROBE, len(rows), seed, 1)[:_COUNTED_ROWS].numpy()
-    count_V = torch.zeros(size, dtype=torch.int64)
-    for start in range(0, len(chosen), 64):
-        batch = rows.batch(chosen, start, min(start + 64, len(chosen)), step=0)
-        count_V += torch.bincount(batch.ids_BL[batch.supervised_BL], minlength=size)
-    return count_V
+    count_2V = torch.zeros(2, size, dtype=torch.int64)
+    for start in range(0, len(chosen), _COUNTED_AT_ONCE):
+        part = chosen[start : start + _COUNTED_AT_ONCE]
+        batch = rows.batch(part, 0, len(part), step=0)
+        text_BL = _text(batch)
+        for count_V, counted_BL in zip(count_2V, (text_BL, batch.supervised_BL & ~text_BL), strict=True):
+            count_V += torch.bincount(batch.ids_BL[counted_BL], minlength=size)
+    return count_2V
 
 
 def token_runs(rows: Rows) -> Iterator[list[int]]:
     """The supervised tokens of each row's longest document."""
     for number in range(len(rows)):
         batch = rows.batch(np.array([number]), 0, 1, step=0)
-        documents = [
-            batch.ids_BL[(batch.document_BL == one) & batch.supervised_BL] for one in batch.document_BL.unique()
-        ]
+        text_BL = _text(batch)
+        documents = [batch.ids_BL[(batch.document_BL == one) & text_BL] for one in batch.document_BL.unique()]
         yield max(documents, key=len).tolist()
+
+
+def _text(batch: Batch) -> Tensor:
+    """Where text is supervised, bool [B, L]."""
+    return batch.supervised_BL if batch.fill_BL is None else batch.supervised_BL & ~batch.fill_BL
 
 
 def _size(example: Example) -> int:

@@ -53,7 +53,7 @@ class Measurements:
         accelerator: its processes.
 
     Raises:
-        SettingsError: there are fewer rows than processes, or gradients are asked for of sharded weights.
+        SettingsError: there are fewer rows than processes, or more than the first tier is asked for of sharded weights.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Measurements:
         share = min(wanted, len(rows)) // processes
         _check(recipe, share, accelerator)
         self.probe = Probe(rows, share * processes, recipe.objective, self.backbone.diffusion, seed=recipe.seed)
-        vocabulary = self.backbone.head_weight.shape[0]
-        self._count_V = token_counts(text.train, vocabulary, seed=recipe.seed)
-        self._most_frequent = int(self._count_V.argmax())
+        vocabulary = self.backbone.network.config.vocab_size  # of sharded weights a process has a part, or nothing
+        self._count_V, fill_V = token_counts(text.train, vocabulary, seed=recipe.seed)
+        self._most_frequent = int((self._count_V + fill_V).argmax())
         self._class_V = frequency_classes(self._count_V).to(accelerator.device)
         self._begin = share * accelerator.process_index
         self._end = self._begin + share
@@ -90,10 +90,12 @@ class Measurements:
         self.module.eval()
         try:
             made |= self._predictions(detailed=detailed, advanced=advanced)
-            if detailed:
-                made |= self._attention() | self._gradients()
-            if advanced:
-                made |= self._texts()
+            # Compiling for rows of every length takes minutes, and uses up what the training's own batches may need.
+            with torch.compiler.set_stance("force_eager"):
+                if detailed:
+                    made |= self._attention() | self._gradients()
+                if advanced:
+                    made |= self._texts()
         finally:
             self.module.train()
         return {f"probe/{name}": value for name, value in made.items()}
@@ -136,10 +138,10 @@ class Measurements:
             return (part.example.to(device) for part in self.probe.parts(self._begin, self._end, 1))
 
         def total(example: Example) -> Tensor:
-            scale_T = torch.full((len(example.terms),), 1 / self.probe.tokens, dtype=torch.float64, device=device)
-            return unwrapped(example, scale_T).total
+            return unwrapped(example, torch.ones(len(example.terms), dtype=torch.float64, device=device)).total
 
-        return gradient_figures(*bucket_gradients(examples, total, parameters, reduce=self._added))
+        tokens = max(1, self.probe.tokens)
+        return gradient_figures(*bucket_gradients(examples, total, parameters, divisor=tokens, reduce=self._added))
 
     def _texts(self) -> dict[str, float]:
         """The rest of the third tier: the reveal schedule, and some texts; every process makes the same."""
@@ -173,17 +175,18 @@ class Measurements:
 
 
 def _check(recipe: Recipe, share: int, accelerator: Accelerator) -> None:
-    """Raise SettingsError where a process has no row, or gradients are asked for that it cannot take."""
+    """Raise SettingsError where a process has no row, or is asked for what takes all weights and has a part of them."""
     if share == 0:
         raise SettingsError(
             f"The probe has fewer rows than there are processes ({accelerator.num_processes}), got training.probe_rows="
             f"{recipe.training.probe_rows}. Hold more text out, or turn its metrics off: training.probe_rows=0"
         )
-    if recipe.training.detailed_metrics_steps is not None and is_sharded(accelerator):
-        raise SettingsError(
-            "training.detailed_metrics_steps takes gradients of single rows, which sharded weights (FSDP, DeepSpeed) "
-            "do not have. Leave it out, or measure without sharding."
-        )
+    for name in ("detailed_metrics_steps", "attention_analysis_steps"):
+        if getattr(recipe.training, name) is not None and is_sharded(accelerator):
+            raise SettingsError(
+                f"training.{name} takes gradients of single rows and generates, each process by itself, which sharded "
+                "weights (FSDP, DeepSpeed) do not allow. Leave it out, or measure without sharding."
+            )
 
 
 def _total(parts: list[Sums]) -> Sums:
