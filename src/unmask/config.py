@@ -11,7 +11,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +30,16 @@ def load(
     file: str | Path | None = None,
     over: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    read: Callable[[Path], dict[str, Any]] | None = None,
 ) -> T:
     """Read settings of type `kind` from a YAML file, with a tree over it and `key.path=value` overrides on top.
+
+    `read` makes the tree of the file where its words are not all our own.
 
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
-    tree: dict[str, Any] = {} if file is None else read_yaml(Path(file))
+    tree: dict[str, Any] = {} if file is None else (read or read_yaml)(Path(file))
     check_keys(kind, tree, source=str(file))
     tree = merged(tree, over or {})
     for override in overrides:
