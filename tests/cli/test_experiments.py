@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -41,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def trained(folder: Path, name: str, *, method: str = "masked_diffusion", **training: Any) -> RunFolder:
     """A run of a one-layer model."""
     words = [f"name={name}", f"output_dir={folder}", f"objective.method={method}"]
-    made = config.changed(recipes.recipe(folder.parent, **{"keep_checkpoints": 1, **training}), words)
+    made = config.changed(recipes.recipe(folder.parent, **{"keep_checkpoints": 1, "probe_rows": 0, **training}), words)
     return train(made).run
 
 
@@ -247,6 +249,15 @@ def test_a_terminal_gets_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     text = written.getvalue()
     assert "[bold]name" in text and "damaged" in text and "is not valid YAML" in text
     assert text.splitlines()[0].split() == ["run", "method", "parameters", "steps", "bits/byte", "status"]
+
+
+def test_the_commands_of_the_page_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / "experiments.md").read_text(encoding="utf-8")
+    found = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^unmask train .+", text, re.MULTILINE)]
+    assert len(found) == 6
+    assert all(main([*words, "--print-config"]) == 0 for words in found)
 
 
 def test_nothing_to_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
