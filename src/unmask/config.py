@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -61,13 +62,20 @@ def changed(settings: T, overrides: Sequence[str]) -> T:
 
 def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
     """Build settings of type `kind` from nested plain data whose keys are known."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
+    parser = _parser(kind)
     try:
         parsed = parser.instantiate(parser.parse_object(_fitted(kind, tree)))
     except argparse.ArgumentError as error:
         raise SettingsError(_type_message(kind, tree, str(error))) from None
     return kind(**vars(parsed))
+
+
+@functools.cache
+def _parser(kind: type) -> ArgumentParser:
+    """The parser of a settings type; making one takes longer than using it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
 
 
 def to_yaml(settings: Any) -> str:

@@ -24,6 +24,7 @@ from unmask.cli.main import main
 from unmask.reports.experiments import experiments
 from unmask.runs import RunFolder
 from unmask.settings.pipeline import PipelineRecipe
+from unmask.settings.recipe import Recipe
 from unmask.training.pipeline import plan, run
 from unmask.training.run import train
 from unmask.training.trainer import Trainer
@@ -36,15 +37,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a text beside it, and no run yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("unmask.training.trainer.measured_peak", lambda device, dtype: 1e11)
+    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)  # pictures take longer than the runs
     recipes.write_text(tmp_path)
     return tmp_path / "runs"
 
 
 def trained(folder: Path, name: str, *, method: str = "masked_diffusion", **training: Any) -> RunFolder:
     """A run of a one-layer model."""
-    words = [f"name={name}", f"output_dir={folder}", f"objective.method={method}"]
-    made = config.changed(recipes.recipe(folder.parent, **{"keep_checkpoints": 1, "probe_rows": 0, **training}), words)
-    return train(made).run
+    tree = recipes.tree(folder.parent, **{"keep_checkpoints": 1, "probe_rows": 0, **training})
+    tree |= {"name": name, "output_dir": str(folder), "objective": {"method": method}}
+    return train(config.from_tree(Recipe, tree)).run
 
 
 def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -147,7 +149,7 @@ def test_runs_of_every_kind_beside_each_other(
 
 
 def test_a_run_that_says_nothing_is_interrupted_after_a_while(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = trained(folder, "killed", epochs=3, steps=None)
+    made = trained(folder, "killed", epochs=0.5, steps=None)
     made.status.write_text(json.dumps({"state": "running", "planned_steps": 40, "error": None}))
     assert [(one.status, one.planned_steps) for one in experiments(folder)] == [("running?", 40)]
     grow_old(made)
@@ -155,12 +157,12 @@ def test_a_run_that_says_nothing_is_interrupted_after_a_while(folder: Path, caps
     # Runs from before there was a status: a final model is a finished run.
     made.status.unlink()
     (one,) = experiments(folder)
-    assert (one.status, one.planned_steps, one.epochs) == ("finished", one.steps, 3)
+    assert (one.status, one.planned_steps, one.epochs) == ("finished", one.steps, 0.5)
     made.final.rename(folder / "elsewhere")
     (one,) = experiments(folder)
-    assert (one.status, one.planned_steps, one.epochs) == ("interrupted", None, 3)
+    assert (one.status, one.planned_steps, one.epochs) == ("interrupted", None, 0.5)
     capsys.readouterr()
-    assert lines(capsys)["killed"][2] == f"{one.steps} of 3 epochs"
+    assert lines(capsys)["killed"][2] == f"{one.steps} of 0.5 epochs"
 
 
 def test_a_run_that_has_not_saved_yet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

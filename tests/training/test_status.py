@@ -15,6 +15,12 @@ from unmask.training.run import train
 from unmask.training.trainer import Trainer
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the runs."""
+    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)
+
+
 def status(folder: Path) -> dict[str, Any]:
     return json.loads(RunFolder(folder / "tiny").status.read_text(encoding="utf-8"))
 
@@ -23,7 +29,7 @@ def test_a_run_says_how_far_it_goes_and_that_it_is_finished(tmp_path: Path, monk
     recipes.write_text(tmp_path)
     seen = []
     monkeypatch.setattr(Trainer, "_log", lambda self, step, result: seen.append(status(tmp_path)))
-    made = recipes.recipe(tmp_path, steps=None, epochs=2, eval_steps=None)
+    made = recipes.recipe(tmp_path, steps=None, epochs=1, eval_steps=None)
     outcome = train(made)
     planned = seen[0]["planned_steps"]
     assert seen == [{"state": "running", "planned_steps": planned, "error": None}] * planned, "epochs are counted"
