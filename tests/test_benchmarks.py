@@ -64,12 +64,25 @@ def test_decoding_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) ->
             assert set(batches[batch]["breakdown"]) == {"unmask", "baseline"}
 
 
+def test_linear_layers_are_timed_in_every_order(tmp_path: Path) -> None:
+    record = checked("linear.py", tmp_path / "linear.json")
+    for found in record["types"].values():
+        for own in found["128"].values():
+            speeds = own["speed_over_stock"]
+            assert set(speeds) == set(own["cpu_milliseconds"]) == {"row by row", "input by input", "packed", "unmask"}
+            assert speeds["row by row"] == 1 and min(*speeds.values(), *own["cpu_milliseconds"].values()) > 0
+
+
 @pytest.mark.parametrize(
     ("change", "check"),
     [
         (
             "train.Ours.step = lambda self, number: 7.0",
             "train.checked_losses(train.QUICK, train.SECTIONS[train.BLOCKS])",
+        ),
+        (
+            "linear.Packed.forward = lambda self, values: 1.01 * values @ self.weight.T",
+            "linear.measured(128, 1, linear.torch.float32, 1)",
         ),
         ("decode.Ours.decode = lambda self: ([(0,) * 12], 12)", "decode.checked_identity(decode.QUICK, 1)"),
         ("decode.Ours.decode = lambda self: ([(0,) * 12], 11)", "decode.checked_identity(decode.QUICK, 1)"),

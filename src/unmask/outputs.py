@@ -47,8 +47,11 @@ class Output:
         return len(self.token_ids) / self.forwards
 
     @property
-    def tokens_per_step(self) -> float:
-        """The same without TiDAR's prefill and the token that it gives; 0 where the prefill gave everything."""
+    def tokens_per_forward_after_prefill(self) -> float:
+        """The same without TiDAR's prefill and the token that it gives; 0 where the prefill gave everything.
+
+        Not the tokens of a step, which may be two forwards (`mode="linear"`): those are what `acceptance` counts.
+        """
         if not self.acceptance:
             return self.tokens_per_forward
         return (len(self.token_ids) - 1) / max(self.forwards - 1, 1)

@@ -15,6 +15,7 @@ from unmask.cli.main import main
 from unmask.errors import SettingsError
 from unmask.models.backbone import ATTENTION_NAME, Backbone
 from unmask.models.loading import Checkpoint, save
+from unmask.models.tokenizers import byte_tokenizer
 
 # TiDAR (arXiv 2511.08923), figure 3, left: six tokens, blocks of three.
 FIGURE_3_TRAINING = """\
@@ -198,7 +199,18 @@ def test_the_command_prints_and_draws(shared_data: Path, tmp_path: Path, capsys:
 
 
 def test_the_command_shows_the_layouts_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(Checkpoint(tiny.backbone("block_diffusion", block_length=4).float(), None), tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    bytes_model = tiny.backbone("block_diffusion", vocabulary=len(tokenizer), block_length=4).float()
+    save(Checkpoint(bytes_model, tokenizer), tmp_path / "model")
     words = ["analyze", "attention", str(tmp_path / "model"), "--rule-only", "--output-dir", str(tmp_path / "out")]
-    assert main([*words, "--text", "x"]) == 2
+    assert main([*words, "--text", "x"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"training: {tmp_path / 'out' / 'training-rule.png'}\n##..\n##..\n..##\n..##\n"
+    assert captured.err.splitlines()[-1].startswith("step: step shows two blocks of 4, got 2 tokens.")
+    assert main([*words, "--text", "x", "--layout", "step"]) == 2
+
+
+def test_without_a_tokenizer_there_is_no_text_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(Checkpoint(tiny.backbone("block_diffusion", block_length=4).float(), None), tmp_path)
+    assert main(["analyze", "attention", str(tmp_path), "--rule-only", "--text", "x"]) == 2
     assert "tokenizer" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.references import likelihood as reference
+from tests.training import recipes
 from unmask.analysis import schedules
 from unmask.analysis.information_profile import Profile, Windows, mask_counts, measure, windows
 from unmask.analysis.schedules import OPTIMUM
@@ -24,6 +26,8 @@ from unmask.lm import DiffusionLM
 from unmask.models.backbone import Backbone
 from unmask.models.loading import Checkpoint, save
 from unmask.settings.decoding import SamplingParams
+from unmask.training.preparation import held_out_texts
+from unmask.training.run import train
 
 VOCABULARY, LENGTH = 3, 4
 
@@ -389,7 +393,11 @@ def test_generations_are_judged(
     outputs = lm.generate(None, params)
     nats = [-one.log_likelihood for one in own.score([output.text for output in outputs])]
     sizes = [len(output.text.encode()) for output in outputs]
-    assert float(rows[0]["nats_per_byte"]) == pytest.approx(sum(nats) / sum(sizes))
+    ratio = sum(nats) / sum(sizes)
+    assert float(rows[0]["nats_per_byte"]) == pytest.approx(ratio)
+    # How far each text moves the ratio, in units of its share.
+    moves = [(own - ratio * size) / statistics.mean(sizes) for own, size in zip(nats, sizes, strict=True)]
+    assert float(rows[0]["stderr"]) == pytest.approx(statistics.stdev(moves) / math.sqrt(3))
     tokens = [token for output in outputs for token in output.token_ids]
     shares = [tokens.count(token) / len(tokens) for token in set(tokens)]
     assert float(rows[0]["entropy"]) == pytest.approx(-sum(share * math.log2(share) for share in shares))
@@ -427,3 +435,21 @@ def test_texts_that_are_too_few_or_no_texts(model: Path, tmp_path: Path, capsys:
     save(Checkpoint(tiny.backbone("masked_diffusion").float(), None), tmp_path / "bare")
     assert main(["analyze", "schedule", str(tmp_path / "bare"), "--data", str(file)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_on_what_it_holds_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.write_text(tmp_path)
+    run = train(recipes.recipe(tmp_path, steps=1)).run
+    held_out = held_out_texts(recipes.recipe(tmp_path).data)
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
+    words = ["analyze", "schedule", str(run.root), "--places", "8", "--steps", "2", "--resamples", "20"]
+    tables = []
+    for given in ([], ["--data", str(tmp_path / "held-out.jsonl")]):
+        assert main([*words, *given, "--output-dir", str(tmp_path / f"out-{len(given)}")]) == 0
+        tables.append((tmp_path / f"out-{len(given)}" / "excess.csv").read_text())
+    assert tables[0] == tables[1]
+    capsys.readouterr()
+    assert main(["analyze", "schedule", str(model)]) == 2
+    assert "Name the text" in capsys.readouterr().err

@@ -240,5 +240,7 @@ def test_a_checkpoint_against_its_diffusion_conversion(
     assert quality["the text itself"]["judge_perplexity"] < 20
     assert quality["stories260k"]["judge_perplexity"] < quality["converted"]["judge_perplexity"]
     assert [one["tasks"][0]["results"][0]["questions"] for one in record["models"]] == [4, 4]
+    (task,) = {one["task"] for one in record["task_pairs"]}
+    assert task == "offline_piqa" and all(one["questions"] == 4 and one["low"] is None for one in record["task_pairs"])
     assert sum("is no run folder" in note for note in record["notes"]) == 2
     assert "| stories260k | offline_piqa |" in capsys.readouterr().out

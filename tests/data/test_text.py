@@ -2,11 +2,12 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from unmask.data.sources import held_out
+from unmask.data.sources import Sources, held_out
 from unmask.data.text import Corpus
 from unmask.errors import DataError
 from unmask.settings.data import DataSettings
@@ -21,6 +22,16 @@ def test_text_files_are_one_document_or_split_at_a_separator(tmp_path: Path) -> 
     file.write_text("one\n###\ntwo\n###\n  \n", encoding="utf-8")
     assert read(file) == ["one\n###\ntwo\n###\n  \n"]
     assert read(file, separator="\n###\n") == ["one", "two"]
+
+
+def test_sources_are_of_some_kind() -> None:
+    class Halves(Sources[str]):
+        def from_text(self, source: str) -> Iterator[str]:
+            yield source
+
+    for kind in (Sources, Halves):
+        with pytest.raises(TypeError, match="from_row"):
+            kind(["a.txt"], DataSettings())
 
 
 def test_folders_globs_and_gz_are_read_in_order(tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ class Unverified(TidarRun):
         self._first_masks = blocks_BJKD[:, :, 0]
         super()._decide_and_draft(hidden_BTD, blocks_BJKD)
 
-    def _decide(self, logits_BTV: Tensor, verdict: Verdict, counts: Any) -> Tensor | None:
-        row_B = torch.arange(len(counts))
-        picked = Places(*(field_BT.gather(1, verdict.accepted_B[:, None]) for field_BT in self._places(max(counts))))
+    def _read(self, logits_BTV: Tensor, verdict: Verdict) -> Any:
+        row_B, width = torch.arange(len(verdict.accepted_B)), verdict.token_BT.shape[1]
+        picked = Places(*(field_BT.gather(1, verdict.accepted_B[:, None]) for field_BT in self._places(width)))
         first_B1V = self.backbone.logits(self._first_masks[row_B, verdict.accepted_B])[:, None]
         verdict.token_BT[row_B, verdict.accepted_B] = drafted(first_B1V, self.params, picked).token_BS[:, 0]
-        return super()._decide(logits_BTV, verdict, counts)
+        return super()._read(logits_BTV, verdict)
 
 
 def test_a_first_token_that_nothing_verifies_breaks_the_law() -> None:

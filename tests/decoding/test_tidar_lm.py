@@ -50,10 +50,10 @@ def test_a_tidar_checkpoint_decodes_by_tidar_with_its_block_and_also_as_plain_au
         assert one.token_ids == other.token_ids
         assert one.forwards < other.forwards == 20
         assert len(one.acceptance) == 4 and other.acceptance == ()
-        assert other.tokens_per_step == other.tokens_per_forward == 1
+        assert other.tokens_per_forward_after_prefill == other.tokens_per_forward == 1
         assert one.tokens_per_forward == 20 / one.forwards
         assert (
-            one.tokens_per_step
+            one.tokens_per_forward_after_prefill
             == 19 / (one.forwards - 1)
             == pytest.approx(
                 sum(size * count for size, count in enumerate(one.acceptance, start=1)) / sum(one.acceptance)
@@ -61,9 +61,17 @@ def test_a_tidar_checkpoint_decodes_by_tidar_with_its_block_and_also_as_plain_au
         )
 
 
+def test_tokens_per_forward_are_fewer_than_per_step_where_a_step_is_two_forwards() -> None:
+    (output,) = on_ids().generate(PROMPTS[0], SamplingParams(max_new_tokens=20, mode="linear"))
+    steps, twice = sum(output.acceptance), sum(output.acceptance[1:])
+    assert twice > 0
+    assert output.forwards == 1 + steps + twice
+    assert output.tokens_per_forward_after_prefill == 19 / (output.forwards - 1) < 19 / steps
+
+
 def test_one_token_comes_from_the_prefill_alone() -> None:
     (output,) = on_ids().generate(PROMPTS[0], SamplingParams(max_new_tokens=1))
-    assert (output.forwards, output.acceptance, output.tokens_per_step) == (1, (0, 0, 0, 0), 0)
+    assert (output.forwards, output.acceptance, output.tokens_per_forward_after_prefill) == (1, (0, 0, 0, 0), 0)
 
 
 def test_samples_seeds_and_batch_sizes() -> None:
@@ -147,9 +155,9 @@ def test_a_saved_checkpoint_decodes_the_same_from_the_command_line(
     record = json.loads(captured.out)
     assert tuple(record["token_ids"]) == output.token_ids
     assert tuple(record["acceptance"]) == output.acceptance
-    assert record["tokens_per_step"] == output.tokens_per_step
+    assert record["tokens_per_forward_after_prefill"] == output.tokens_per_forward_after_prefill
     assert f"{output.tokens_per_forward:.2f} tokens per forward" in captured.err
-    assert f"{output.tokens_per_step:.2f} without the prefill" in captured.err
+    assert f"{output.tokens_per_forward_after_prefill:.2f} without the prefill" in captured.err
     assert main(["generate", str(tmp_path / "model"), "Once", "--watch", "--mode", "linear", *arguments]) == 0
     assert "forwards" in capsys.readouterr().out
     assert main(["generate", str(tmp_path / "model"), "Once", "--trust", "0.5", "--mode", "linear"]) == 2

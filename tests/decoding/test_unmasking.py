@@ -52,6 +52,12 @@ def test_the_factor_rule_takes_the_longest_sure_prefix(values: list[float], fact
     assert [place for place, flag in enumerate(found) if flag] == sorted(order[: max([1, *sure])])
 
 
+def test_the_factor_rule_does_not_round_its_bounds() -> None:
+    # 1 - factor / 3 is 1e-16; as float32 it would be 0, which no certainty misses.
+    found = by_factor(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool), 3 - 2**-51)
+    assert found.tolist() == [[True, False]]
+
+
 def test_a_masked_place_without_any_certainty_still_comes_before_revealed_ones() -> None:
     certainty = torch.tensor([[-torch.inf, -torch.inf, -torch.inf]])
     found = most_confident(certainty, torch.tensor([[False, True, True]]), 1)

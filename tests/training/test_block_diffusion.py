@@ -4,54 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from tests import tiny
 from tests.training import recipes
+from tests.training.recipes import run_of, weights
 from tests.training.test_adapters import write_base
-from tests.training.test_sft import write_chats
 from unmask import config
 from unmask.evaluation.likelihood import evaluate
 from unmask.lm import DiffusionLM
 from unmask.models import loading
 from unmask.models.adapters import WEIGHTS_FILE
 from unmask.objectives import block_diffusion
-from unmask.runs import RunFolder
 from unmask.settings.model import DiffusionConfig
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import prepare_text
-from unmask.training.run import train
 
 CURRICULUM = [[0.0, 2], [0.5, 4], [0.8, 8]]
 
 
 def tree(folder: Path, objective: dict[str, Any], *, data: Any = None, **training: Any) -> dict[str, Any]:
     """A run of text (or, with `data`, of conversations) in blocks."""
-    made = recipes.tree(folder, **training)
-    made["objective"] = {"method": "block_diffusion", **objective}
-    if data is not None:
-        chats = {"format": "chat", "train": [str(write_chats(folder))], "chat_template": "plain", "context_length": 64}
-        made["data"] |= chats | data
-    else:
-        recipes.write_text(folder)
-    return made
-
-
-def run_of(made: dict[str, Any], name: str, **options: Any) -> RunFolder:
-    return train(config.from_tree(Recipe, made | {"name": name}), **options).run
-
-
-def weights(run: RunFolder, step: int, file: str = "model.safetensors") -> dict[str, Tensor]:
-    return load_file(run.checkpoints / f"step-{step}" / file)
+    return recipes.tree_of(folder, {"method": "block_diffusion", **objective}, data=data, **training)
 
 
 def entry_of(folder: Path) -> dict[str, Any]:
@@ -70,18 +50,9 @@ def entry_of(folder: Path) -> dict[str, Any]:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, objective: dict[str, Any], training: dict[str, Any]
 ) -> None:
-    made = tree(tmp_path, objective, **training)
-    whole, halves = run_of(made, "whole"), run_of(made, "halves")
-    shutil.rmtree(halves.checkpoints / "step-6")
-    shutil.rmtree(halves.final)
-    halves = run_of(made, "halves", resume="auto")
-    for key in ("train/loss", "train/grad_norm", "eval/bits_per_byte"):
-        found = recipes.records(halves, key)
-        assert found == recipes.records(whole, key)
-        assert len(found) == (2 if key.startswith("eval") else 6)
-    ours, others = weights(halves, 6), weights(whole, 6)
-    assert ours.keys() == others.keys()
-    assert all(torch.equal(ours[name], others[name]) for name in others)
+    whole, resumed = recipes.whole_and_resumed(config.from_tree(Recipe, tree(tmp_path, objective, **training)))
+    recipes.assert_same(resumed, whole, "train/loss", "train/grad_norm", "eval/bits_per_byte")
+    assert [len(recipes.records(resumed, key)) for key in ("train/loss", "eval/bits_per_byte")] == [6, 2]
 
 
 @pytest.mark.parametrize(
@@ -157,14 +128,10 @@ def test_an_adapter_learns_blocks_and_says_how_long_they_are(tmp_path: Path) -> 
     made["model"] = {"from_pretrained": str(base), "dtype": "float64"}
     del made["data"]["tokenizer"]
     made["adapter"] = {"rank": 2, "dropout": 0.1}
-    whole, halves = run_of(made, "whole"), run_of(made, "halves")
-    shutil.rmtree(halves.checkpoints / "step-6")
-    shutil.rmtree(halves.final)
-    resumed = weights(run_of(made, "halves", resume="auto"), 6, WEIGHTS_FILE)
-    first = weights(halves, 3, WEIGHTS_FILE)
-    for name, value in weights(whole, 6, WEIGHTS_FILE).items():
-        assert torch.equal(resumed[name], value)
-    assert any(not torch.equal(resumed[name], first[name]) for name in first)
+    whole, resumed = recipes.whole_and_resumed(config.from_tree(Recipe, made))
+    recipes.assert_same(resumed, whole, "train/loss", file=WEIGHTS_FILE)
+    first, last = (weights(whole, step, WEIGHTS_FILE) for step in (3, 6))
+    assert any(not torch.equal(last[name], first[name]) for name in first)
     entry = json.loads((whole.final / "diffusion.json").read_text())["diffusion"]
     assert (entry["method"], entry["block_length"]) == ("block_diffusion", 8)
     lm = DiffusionLM.from_pretrained(whole.final, device="cpu")

@@ -1,13 +1,11 @@
 """QLoRA runs: an adapter learns over 4-bit weights, resumes bit for bit, and is used and merged like any other."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.training import recipes
 from unmask import config
@@ -46,17 +44,10 @@ def recipe(folder: Path, *, dtype: str = "float32", **training: Any) -> Recipe:
     ],
 )
 def test_n_and_n_steps_resumed_equal_2n_steps_bit_for_bit(folder: Path, dtype: str, options: dict[str, Any]) -> None:
-    whole = train(recipe(folder, dtype=dtype, **options)).run
-    halves = dataclasses.replace(recipe(folder, dtype=dtype, **options), name="halves")
-    run = train(halves).run
-    shutil.rmtree(run.checkpoints / "step-6")
-    shutil.rmtree(run.final)
-    resumed = train(halves, resume="auto").run
-    for key in ("train/loss", "train/grad_norm", "eval/bits_per_byte"):
-        assert recipes.records(resumed, key) == recipes.records(whole, key)
+    whole, resumed = recipes.whole_and_resumed(recipe(folder, dtype=dtype, **options))
+    keys = ("train/loss", "train/grad_norm", "eval/bits_per_byte")
     for file in ("adapter_model.safetensors", "training/optimizer.safetensors"):
-        one, other = (load_file(path.checkpoints / "step-6" / file) for path in (resumed, whole))
-        assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+        recipes.assert_same(resumed, whole, *keys, file=file)
     scores = recipes.records(whole, "eval/bits_per_byte")
     assert scores[1][1] < scores[0][1]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.training import recipes
-from tests.training.test_sft import write_chats
+from tests.training.recipes import write_chats
 from unmask.cli.main import main
 from unmask.data.batch import Batch
 from unmask.data.neat import NeatRows

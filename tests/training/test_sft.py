@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from tests.training import recipes
+from tests.training.recipes import COLOURS, weights, write_chats
 from unmask import SamplingParams, config
 from unmask.cli.main import main
 from unmask.data.chat_rows import ChatRows
@@ -32,21 +31,6 @@ from unmask.training.preparation import prepare_text, prepare_tokenizer
 from unmask.training.run import described, dry_run, prepare, train
 
 ROOT = Path(__file__).parents[2]
-WORDS = ("red", "blue", "green", "white", "black")
-
-
-def write_chats(folder: Path, number: int = 40) -> Path:
-    """Colours are asked for by their first letters; every fourth conversation has two turns."""
-    rows = []
-    for one in range(number):
-        word, other = WORDS[one % 5], WORDS[(one + one // 5) % 5]
-        turns = [{"role": "user", "content": f"{word[0]}{one // 5}?"}, {"role": "assistant", "content": word}]
-        if one % 4 == 0:
-            turns += [{"role": "user", "content": other[0]}, {"role": "assistant", "content": other}]
-        rows.append({"messages": turns})
-    path = folder / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def tree(folder: Path, base: Path | None, **training: Any) -> dict[str, Any]:
@@ -93,10 +77,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def weights(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoints / f"step-{step}" / "model.safetensors")
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,16 +86,8 @@ def weights(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
     ],
 )
 def test_n_and_n_steps_resumed_equal_2n_steps_bit_for_bit(folder: Path, base: Path, options: dict[str, Any]) -> None:
-    whole = train(recipe(folder, base, **options)).run
-    halves = changed(recipe(folder, base, **options), "halves")
-    first = train(halves).run
-    shutil.rmtree(first.checkpoints / "step-6")
-    shutil.rmtree(first.final)
-    resumed = train(halves, resume="auto").run
-    for key in ("train/loss", "train/grad_norm", "eval/bits_per_byte"):
-        assert recipes.records(resumed, key) == recipes.records(whole, key)
-    left, right = weights(resumed, 6), weights(whole, 6)
-    assert all(torch.equal(left[name], right[name]) for name in right)
+    whole, resumed = recipes.whole_and_resumed(recipe(folder, base, **options))
+    recipes.assert_same(resumed, whole, "train/loss", "train/grad_norm", "eval/bits_per_byte")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +182,7 @@ def test_held_out_scores_count_answers_and_one_end_each_but_no_eos_that_fills_up
         batch.ids_BL, batch.supervised_BL, scored.tokens_B.tolist(), scored.bytes_B.tolist(), strict=True
     ):
         answers = [one for one in tokenizer.decode(ids[supervised].tolist()).split("<|eos|>") if one]
-        assert all(answer in WORDS for answer in answers)
+        assert all(answer in COLOURS for answer in answers)
         assert size == sum(map(len, answers))
         assert tokens == size + len(answers)
 

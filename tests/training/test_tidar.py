@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests import tiny
 from tests.tidar_cases import term_losses
 from tests.training import recipes
+from tests.training.recipes import run_of, weights
 from tests.training.test_adapters import write_base
-from tests.training.test_sft import write_chats
 from unmask import config
 from unmask.data.rows import rows_of_step
 from unmask.errors import SettingsError
@@ -54,13 +52,7 @@ def tree(
     folder: Path, objective: dict[str, Any], *, data: Any = None, base: bool = False, **training: Any
 ) -> dict[str, Any]:
     """A run of text (or, with `data`, of conversations), from scratch or from an autoregressive base."""
-    made = recipes.tree(folder, **training)
-    made["objective"] = {"method": "tidar", **objective}
-    if data is not None:
-        chats = {"format": "chat", "train": [str(write_chats(folder))], "chat_template": "plain", "context_length": 64}
-        made["data"] |= chats | data
-    else:
-        recipes.write_text(folder)
+    made = recipes.tree_of(folder, {"method": "tidar", **objective}, data=data, **training)
     if base:
         made["model"] = {"from_pretrained": str(write_base(folder)), "dtype": "float64"}
         del made["data"]["tokenizer"]
@@ -71,14 +63,6 @@ def with_teacher(folder: Path, **objective: Any) -> dict[str, Any]:
     """A distillation from the base."""
     taught = {"teacher": str(folder / "base"), "distillation_weight": 0.5, "distillation_temperature": 2.0}
     return tree(folder, taught | objective, base=True)
-
-
-def run_of(made: dict[str, Any], name: str, **options: Any) -> RunFolder:
-    return train(config.from_tree(Recipe, made | {"name": name}), **options).run
-
-
-def weights(run: RunFolder, step: int) -> dict[str, Tensor]:
-    return load_file(run.checkpoints / f"step-{step}" / "model.safetensors")
 
 
 def metrics(run: RunFolder, *, step: int) -> dict[str, Any]:
@@ -103,27 +87,14 @@ def test_a_resume_in_mid_curriculum_is_bit_exact(
     tmp_path: Path, objective: dict[str, Any], training: dict[str, Any]
 ) -> None:
     """The run is taken back to its third step of six, between two records."""
-    made = tree(tmp_path, objective, **training)
-    whole, halves = run_of(made, "whole"), run_of(made, "halves")
-    shutil.rmtree(halves.checkpoints / "step-6")
-    shutil.rmtree(halves.final)
-    halves = run_of(made, "halves", resume="auto")
-    for key in ("train/loss", "train/ar_loss", "train/diffusion_tokens", "train/ar_accuracy", "eval/bits_per_byte"):
-        assert recipes.records(halves, key) == recipes.records(whole, key)
-    ours, others = weights(halves, 6), weights(whole, 6)
-    assert ours.keys() == others.keys()
-    assert all(torch.equal(ours[name], others[name]) for name in others)
+    whole, resumed = recipes.whole_and_resumed(config.from_tree(Recipe, tree(tmp_path, objective, **training)))
+    terms = ("train/ar_loss", "train/diffusion_tokens", "train/ar_accuracy")
+    recipes.assert_same(resumed, whole, "train/loss", *terms, "eval/bits_per_byte")
 
 
 def test_a_resumed_distillation_is_bit_exact(tmp_path: Path) -> None:
-    made = with_teacher(tmp_path)
-    whole, halves = run_of(made, "whole"), run_of(made, "halves")
-    shutil.rmtree(halves.checkpoints / "step-6")
-    shutil.rmtree(halves.final)
-    halves = run_of(made, "halves", resume="auto")
-    for key in ("train/ar_divergence", "train/diffusion_divergence", "train/loss"):
-        assert recipes.records(halves, key) == recipes.records(whole, key)
-    assert all(torch.equal(value, weights(whole, 6)[name]) for name, value in weights(halves, 6).items())
+    whole, resumed = recipes.whole_and_resumed(config.from_tree(Recipe, with_teacher(tmp_path)))
+    recipes.assert_same(resumed, whole, "train/ar_divergence", "train/diffusion_divergence", "train/loss")
 
 
 @pytest.mark.parametrize(

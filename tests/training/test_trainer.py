@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.training import recipes
+from tests.training.recipes import weights
 from unmask.errors import CheckpointError, NonFiniteError, SettingsError
 from unmask.lm import DiffusionLM
 from unmask.runs import RunFolder, read_records
@@ -34,10 +34,6 @@ ROOT = Path(__file__).parents[2]
 def folder(tmp_path: Path) -> Path:
     recipes.write_text(tmp_path)
     return tmp_path
-
-
-def weights(run: RunFolder, step: int) -> dict[str, Tensor]:
-    return load_file(run.checkpoints / f"step-{step}" / "model.safetensors")
 
 
 def named(recipe: Recipe, name: str, **training: Any) -> Recipe:
@@ -59,22 +55,10 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     ],
 )
 def test_n_and_n_steps_resumed_equal_2n_steps_bit_for_bit(folder: Path, options: dict[str, Any]) -> None:
-    whole = train(recipes.recipe(folder, **options)).run
-    halves = named(recipes.recipe(folder, **options), "halves")
-    first = train(named(halves, "halves")).run
-    for leftover in (first.checkpoints / "step-6", first.final):
-        assert leftover.is_dir()
-    # Take the run back to its third step, as if it had been killed after saving it.
-    import shutil
-
-    shutil.rmtree(first.checkpoints / "step-6")
-    shutil.rmtree(first.final)
-    resumed = train(halves, resume="auto").run
-    for key in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/bits_per_byte"):
-        assert recipes.records(resumed, key) == recipes.records(whole, key)
-    assert equal(weights(resumed, 6), weights(whole, 6))
-    states = [load_file(run.checkpoints / "step-6" / "training" / "optimizer.safetensors") for run in (resumed, whole)]
-    assert equal(*states)
+    whole, resumed = recipes.whole_and_resumed(recipes.recipe(folder, **options))
+    keys = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/bits_per_byte")
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        recipes.assert_same(resumed, whole, *keys, file=file)
 
 
 _KILLED = """

@@ -230,10 +230,11 @@ def attention_weights(query: Tensor, key: Tensor, mask: Any, scaling: float | No
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     key_BHKD = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores_BHQK = query.to(dtype) @ key_BHKD.to(dtype).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
-    if mask is not None:
-        scores_BHQK = scores_BHQK.masked_fill(~mask, -torch.inf)
-    return scores_BHQK.softmax(dim=-1)
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores, whatever their inputs are
+        scores_BHQK = query.to(dtype) @ key_BHKD.to(dtype).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+        if mask is not None:
+            scores_BHQK = scores_BHQK.masked_fill(~mask, -torch.inf)
+        return scores_BHQK.softmax(dim=-1)
 
 
 def _recording_attention(

@@ -60,7 +60,8 @@ def bucket_gradients(
 ) -> tuple[tuple[Bucket, ...], float]:
     """Each bucket, and the norm of the gradient of the whole.
 
-    Takes a backward pass for each sequence and bucket that it has tokens in, and memory for two more gradients.
+    Takes a backward pass for each sequence and bucket that it has tokens in, and memory for two more gradients, in
+    float32 at least.
 
     Args:
         examples: makes the examples anew, of one sequence each; this process's share of them.
@@ -68,10 +69,10 @@ def bucket_gradients(
         parameters: that are trained.
         reduce: adds values up over processes.
     """
-    whole = [torch.zeros_like(one) for one in parameters]
+    whole = _zeros(parameters)
     buckets = []
     for number in range(len(BUCKETS)):
-        share = [torch.zeros_like(one) for one in parameters]
+        share = _zeros(parameters)
         facts_2 = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
         for gradient in _gradients(examples(), number, total, parameters):
             facts_2 += torch.stack([torch.ones_like(facts_2[0]), _square(gradient)])
@@ -107,6 +108,11 @@ def _gradients(
         chosen_R = bucket_of(example.ratio_R) == bucket
         if bool(chosen_R.any()):
             yield torch.autograd.grad(total(example.only(chosen_R)), parameters, materialize_grads=True)
+
+
+def _zeros(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Where gradients add up: a sum in bfloat16 loses each addend below a 256th of it."""
+    return [torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in parameters]
 
 
 def _square(gradient: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ temperatures.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound
+from unmask.evaluation.written import entropy, nats_per_byte
 from unmask.lm import DiffusionLM
 from unmask.outputs import Output
 from unmask.settings.decoding import SamplingParams, Unmasking
@@ -98,23 +98,13 @@ def generations(
                         reveal_schedule=str(file),
                     )
                     outputs = lm.generate(None, params, batch_size=batch_size)
-                    measured = (*_judged(judge, outputs), _entropy(outputs))
-                    yield Generation(name, len(counts), order, temperature, *measured)
+                    bits = entropy(Counter(token for output in outputs for token in output.token_ids))
+                    yield Generation(name, len(counts), order, temperature, *_judged(judge, outputs), bits)
 
 
 def _judged(judge: DiffusionLM, outputs: Sequence[Output]) -> tuple[float, float]:
-    """Nats per byte and the standard error of that ratio of sums."""
+    """Nats per byte of what a judge can read, and their standard error."""
     scores = judge.score([output.text for output in outputs if output.text.strip()]) if outputs else []
     if not scores:
         raise PromptError("No text was generated that a judge could read: all are blank.")
-    nats, sizes = [-score.log_likelihood for score in scores], [score.bytes for score in scores]
-    ratio = sum(nats) / sum(sizes)
-    squares = sum((own - ratio * size) ** 2 for own, size in zip(nats, sizes, strict=True))
-    return ratio, math.sqrt(squares * len(nats) / max(1, len(nats) - 1)) / sum(sizes)
-
-
-def _entropy(outputs: Sequence[Output]) -> float:
-    """Bits of the tokens' frequencies."""
-    counts = Counter(token for output in outputs for token in output.token_ids)
-    total = counts.total()
-    return -sum(count / total * math.log2(count / total) for count in counts.values())
+    return nats_per_byte([-score.log_likelihood for score in scores], [score.bytes for score in scores])

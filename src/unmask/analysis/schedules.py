@@ -34,7 +34,6 @@ OPTIMUM = "optimum"
 NAMES = ("linear", "cosine", "cosine_squared", "dream")
 _POLYNOMIAL = "polynomial"
 _LEVEL = 0.95
-_HALVES, _RESAMPLES = 0, 1  # what a draw under Purpose.SPLIT is for
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ def fitted_optimum(fit: Profile, steps: Sequence[int]) -> dict[int, tuple[int, .
 
 def halves(documents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Two random halves of the documents, the first for fitting; int64."""
-    order_D = noise.permutation(Purpose.SPLIT, len(documents), seed, _HALVES)
+    order_D = noise.permutation(Purpose.SPLIT, len(documents), seed)
     middle = len(documents) // 2
     return documents[order_D[:middle]], documents[order_D[middle:]]
 
@@ -339,7 +338,7 @@ def _resampled(value_WS: Tensor, document_W: Tensor, resamples: int, seed: int) 
     sum_DS = value_WS.new_zeros(len(names), value_WS.shape[1]).index_add(0, document_W, value_WS)
     size_D = document_W.bincount().double()
     row_B1 = torch.arange(resamples)[:, None]
-    drawn_BD = noise.uniform(Purpose.SPLIT, seed, _RESAMPLES, row_B1, torch.arange(len(names))).mul(len(names)).long()
+    drawn_BD = noise.uniform(Purpose.RESAMPLE, seed, row_B1, torch.arange(len(names))).mul(len(names)).long()
     times_BD = torch.zeros(drawn_BD.shape, dtype=torch.float64).scatter_add_(
         1, drawn_BD, torch.ones(drawn_BD.shape, dtype=torch.float64)
     )

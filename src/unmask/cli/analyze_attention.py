@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         except SettingsError as error:
             if parsed.layout:
                 raise
-            print(f"{name}: {error}")
+            print(f"{name}: {error}", file=sys.stderr)
             continue
         drawn += 1
         queries, keys = (_words(lm, row.tolist()) for row in (found.query_ids, found.key_ids))

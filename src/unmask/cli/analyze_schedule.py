@@ -1,11 +1,11 @@
-"""`unmask analyze schedule RUN_OR_MODEL --data FILE`: the cost of schedules on held-out text, ranked with intervals."""
+"""`unmask analyze schedule RUN_OR_MODEL`: the cost of schedules on held-out text, ranked with intervals."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from unmask.lm import DiffusionLM
 
 _EXAMPLES = """\
-  unmask analyze schedule runs/demo --data held-out.jsonl
-  unmask analyze schedule runs/demo --data held-out.jsonl --places 32 --steps 4,8 --save best.json
+  unmask analyze schedule runs/demo
+  unmask analyze schedule runs/demo --places 32 --steps 4,8 --save best.json
   unmask analyze schedule runs/demo --data held-out.jsonl --schedules linear,polynomial:0.7,mine.json,40+16+8
-  unmask analyze schedule runs/demo --data held-out.jsonl --generate 64 --judge runs/demo-ar
+  unmask analyze schedule runs/demo --generate 64 --judge runs/demo-ar
   unmask generate runs/demo --prompt "Return" --decoding canvas --max-new-tokens 32 --denoising-steps 8 \\
     --reveal-schedule best.json
 """
@@ -81,7 +81,9 @@ def _parser() -> Parser:
         "analyze schedule", "What schedules of revealing cost on held-out text, and the best one.", _EXAMPLES
     )
     options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id; masked diffusion")
-    options.add_argument("--data", required=True, action="append", metavar="SOURCE", help="held-out text; repeatable")
+    options.add_argument(
+        "--data", action="append", metavar="SOURCE", help="text, repeatable [default: what the run holds out]"
+    )
     options.add_argument("--text-field", "--text_field", default="text", metavar="NAME", help="of JSON rows [text]")
     options.add_argument("--separator", metavar="TEXT", help="between two documents of a plain-text file")
     options.add_argument("--places", type=int, default=64, metavar="N", help="tokens of a window [default: 64]")
@@ -142,15 +144,12 @@ def _temperatures(parsed: argparse.Namespace) -> list[float]:
 
 def _profile(lm: DiffusionLM, parsed: argparse.Namespace) -> Profile:
     from unmask.analysis.information_profile import mask_counts, measure, windows
-    from unmask.data.text import Corpus
     from unmask.models.tokenizers import encode, end_id, start_id
 
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise CheckpointError(f"{parsed.model} has no tokenizer, so it cannot read text.")
-    settings = DataSettings(text_field=parsed.text_field, separator=parsed.separator)
-    texts = Corpus(parsed.data, settings)
-    ids = (encode(tokenizer, text, special=False) for text in texts)
+    ids = (encode(tokenizer, text, special=False) for text in _texts(parsed))
     found = windows(ids, parsed.places, per_document=parsed.windows, max_documents=parsed.documents)
     if found.short:
         print(f"{found.short} documents of less than {parsed.places} tokens were left out", file=sys.stderr)
@@ -165,6 +164,17 @@ def _profile(lm: DiffusionLM, parsed: argparse.Namespace) -> Profile:
         batch_size=parsed.batch_size,
         seed=parsed.seed,
     )
+
+
+def _texts(parsed: argparse.Namespace) -> Iterable[str]:
+    """The documents of the sources, or those that the run holds out."""
+    from unmask.cli import compare_text
+    from unmask.data.text import Corpus
+
+    if parsed.data is None:
+        documents, parsed.data = compare_text.held_out([parsed.model], compare_text.recipes([parsed.model]))
+        return documents
+    return Corpus(parsed.data, DataSettings(text_field=parsed.text_field, separator=parsed.separator))
 
 
 def _conformance(found: Analysis, places: int) -> Iterator[Conformance]:

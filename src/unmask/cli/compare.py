@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -195,6 +196,7 @@ def _record(
     for entry, (_, model) in zip(record["models"], names.items(), strict=True):
         entry["training"], damaged = compare_models.training(model)
         notes += damaged
+    record["task_pairs"] = _task_pairs(record, chosen)
     record["notes"] = [*notes, *said, *unread]
     record["settings"] = dataclasses.asdict(chosen)
     record["environment"] = environment()
@@ -231,6 +233,17 @@ def _compared(found: dict[str, Measured], plan: Plan, unit: str) -> dict[str, An
             bits = [nats / math.log(2) / chained_bytes for nats in (own, math.fsum(one.chain_rule))]
             entry["chain_rule"] = {"own_bits_per_byte": bits[0], "bits_per_byte": bits[1]}
     return record
+
+
+def _task_pairs(record: dict[str, Any], chosen: ComparisonSettings) -> list[dict[str, Any]]:
+    """The models' tasks compared question by question, whose single values leave the record."""
+    from unmask.evaluation.compare_tasks import paired
+
+    rows = {model["name"]: [row for task in model["tasks"] for row in task["results"]] for model in record["models"]}
+    found = paired(rows, seed=chosen.seed, confidence=chosen.confidence)
+    for row in itertools.chain.from_iterable(rows.values()):
+        del row["each"]
+    return found
 
 
 def _described(text: SharedText, pieces: Sequence[Piece], unit: str) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def _tasks(lm: DiffusionLM, plan: Plan) -> list[dict[str, Any]]:
         return []
     from unmask.evaluation import downstream
 
-    return list(downstream.evaluated(lm, plan.tasks))
+    return list(downstream.evaluated(lm, plan.tasks, keep_each=True))
 
 
 def _timed(lm: DiffusionLM, work: Callable[[], T]) -> tuple[T, float]:

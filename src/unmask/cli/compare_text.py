@@ -59,7 +59,7 @@ def shared_text(models: Sequence[str], runs: Mapping[str, Recipe], given: argpar
         data = DataSettings(train=tuple(given.data), validation_fraction=0.0, **chosen)
         documents, sources = list(Corpus(data.train, data)), data.train
     else:
-        documents, sources = _held_out(models, runs)
+        documents, sources = held_out(models, runs)
     if not documents:
         raise DataError(f"The text of {', '.join(sources)} is empty. Name another: --data FILE")
     notes = [
@@ -83,7 +83,12 @@ def measured_pieces(
     return documents[: 1 + max(piece.document for piece in pieces)], pieces
 
 
-def _held_out(models: Sequence[str], runs: Mapping[str, Recipe]) -> tuple[list[str], tuple[str, ...]]:
+def held_out(models: Sequence[str], runs: Mapping[str, Recipe]) -> tuple[list[str], tuple[str, ...]]:
+    """The documents that all runs among the models hold out, and where they come from.
+
+    Raises:
+        DataError: none of the models is a run, a run held nothing out, or they hold different texts out.
+    """
     from unmask.training.preparation import held_out_texts
 
     if not runs:

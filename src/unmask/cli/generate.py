@@ -88,8 +88,8 @@ def _rates(outputs: Sequence[Output]) -> str:
 
 def _print(output: Output, prompt: str | None, *, as_json: bool) -> None:
     if as_json:
-        rates = {"tokens_per_forward": output.tokens_per_forward, "tokens_per_step": output.tokens_per_step}
-        record = dataclasses.asdict(output) | rates | {"prompt_text": prompt}
+        rates = ("tokens_per_forward", "tokens_per_forward_after_prefill")
+        record = dataclasses.asdict(output) | {name: getattr(output, name) for name in rates} | {"prompt_text": prompt}
         print(json.dumps(record, ensure_ascii=False))
     else:
         print(f"{prompt or ''}{output.text}")

@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
@@ -23,7 +24,7 @@ PYTHON_DOCS = "python-docs"
 _HUB = "hf:"
 
 
-class Sources(Generic[T]):
+class Sources(ABC, Generic[T]):
     """The documents of some sources; iterate over it as often as needed.
 
     Attributes:
@@ -53,17 +54,17 @@ class Sources(Generic[T]):
             )
         return [part for source in sources for part in _expand(source, cls.suffixes)]
 
+    @abstractmethod
     def from_row(self, row: Any, where: str) -> Iterator[T]:
         """The document of a JSON or dataset row, if it has one.
 
         Raises:
             DataError: the row is malformed; the message does not say where.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def from_text(self, source: str) -> Iterator[T]:
         """The documents of a file that holds no JSON, or of Python's documentation."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[T]:
         self.skipped = 0

@@ -250,18 +250,19 @@ class BlockRun:
     # --- progress -----------------------------------------------------------------------------------------------------
 
     def _collect(self, reads: Sequence[bool]) -> None:
-        """Finish rows, begin the next blocks of others; one read from the device."""
-        tokens_BK = self._text_BW.gather(1, self._block_BK).tolist()
-        masked_BK = self._masked_BW.gather(1, self._block_BK).tolist()
-        edited_B = self._edited_B.tolist()
+        """Finish rows, begin the next blocks of others; one read from the device, and one for each row that ends."""
+        blocks = (one_BW.gather(1, self._block_BK) for one_BW in (self._text_BW, self._masked_BW))
+        told_BC = torch.cat([*blocks, self._edited_B[:, None]], dim=1).tolist()
         going: list[int] = []
         moved = False
         for at, (one, is_read) in enumerate(zip(self._progress, reads, strict=True)):
-            if is_read and self._finish(at, one, tokens_BK[at], masked_BK[at], edited=edited_B[at]):
+            tokens, masked = told_BC[at][: self._length], [flag == 1 for flag in told_BC[at][self._length : -1]]
+            edited = told_BC[at][-1] == 1
+            if is_read and self._finish(at, one, tokens, masked, edited=edited):
                 continue
             going.append(at)
-            if is_read and self._is_complete(one, masked_BK[at], edited=edited_B[at]):
-                one.tokens += tokens_BK[at][max(0, one.prompt - one.start) :]
+            if is_read and self._is_complete(one, masked, edited=edited):
+                one.tokens += tokens[max(0, one.prompt - one.start) :]
                 one.start, one.step, one.edits = one.start + self._length, 0, -1
                 moved = True
         if len(going) < len(self._progress):
@@ -290,15 +291,19 @@ class BlockRun:
             return False
         length = len(text) if end is None else end
         columns = slice(one.prompt, one.prompt + length)
+        said_BW = [self._revealed_at_BW, self._confidence_BW]
+        said_BW += [self._log_probability_BW, self._entropy_BW] if self.params.trace else []
+        steps, confidence, *traced = torch.stack([one_BW[at, columns].double() for one_BW in said_BW]).tolist()
+        log_probability, entropy = traced or ((), ())
         self._results[one.number] = Generated(
             token_ids=tuple(text[:length]),
             finish_reason="length" if end is None else "stop",
             forwards=one.forwards,
             commits=one.commits,
-            revealed_at=tuple(self._revealed_at_BW[at, columns].tolist()),
-            confidence=tuple(self._confidence_BW[at, columns].tolist()),
-            log_probability=tuple(self._log_probability_BW[at, columns].tolist()) if self.params.trace else (),
-            entropy=tuple(self._entropy_BW[at, columns].tolist()) if self.params.trace else (),
+            revealed_at=tuple(map(int, steps)),
+            confidence=tuple(confidence),
+            log_probability=tuple(log_probability),
+            entropy=tuple(entropy),
         )
         return True
 

@@ -62,6 +62,22 @@ class _Text:
         return self.tokens, self.revealed_at, self.confidence, self.log_probability, self.entropy
 
 
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What the host knows of a forward.
+
+    Attributes:
+        accepted: drafts that stay, of each row.
+        counts: tokens that are decided, of each row.
+        values: for each row, T tokens, their confidence and, with a trace, log-probability and entropy; what stands
+            behind the decided ones means nothing.
+    """
+
+    accepted: list[int]
+    counts: list[int]
+    values: list[list[list[float]]]
+
+
 class TidarRun:
     """Rows that grow by what each forward decides; see `Run`. The first forward reads the prompts.
 
@@ -152,12 +168,13 @@ class TidarRun:
             hidden_BTD = torch.lerp(blocks_BJKD[:, :, 0], hidden_BTD, self._trust)
         logits_BTV = self._logits(hidden_BTD, self._draft)
         verdict = verified(logits_BTV, self._draft, self.params, self._places(logits_BTV.shape[1]))
-        counts = verdict.count_B.tolist()
+        told = self._read(logits_BTV, verdict)
+        counts = told.counts
         row_B = torch.arange(len(counts), device=hidden_BTD.device)
         if self._steps > 1:
             self._keep(counts)
         hidden_BSD = blocks_BJKD[row_B, verdict.accepted_B, 1:] if self._is_parallel else None
-        going_B = self._decide(logits_BTV, verdict, counts)
+        going_B = self._decide(verdict, told)
         if hidden_BSD is not None and self._going:
             hidden_BSD = hidden_BSD if going_B is None else hidden_BSD[going_B]
             self._draft = self._drafted(self._logits(hidden_BSD, None))
@@ -172,9 +189,10 @@ class TidarRun:
         logits_BQV = self._logits(hidden_BQD[:, :2], None)
         first = self._drafted(logits_BQV[:, 1:])
         verdict = verified(logits_BQV[:, :1], first, self.params, self._places(1))
-        for text, accepted in zip(self._going, verdict.accepted_B.tolist(), strict=True):
+        told = self._read(logits_BQV[:, :1], verdict)
+        for text, accepted in zip(self._going, told.accepted, strict=True):
             text.is_waiting = accepted == 0
-        going_B = self._decide(logits_BQV[:, :1], verdict, [1] * len(self._going))
+        going_B = self._decide(verdict, told)
         if going_B is not None:
             first, hidden_BQD = first.rows(going_B), hidden_BQD[going_B]
         self._is_verifying = any(not text.is_waiting for text in self._going)
@@ -187,10 +205,10 @@ class TidarRun:
         later = self._draft.behind_first()
         logits_BTV = self._logits(self._forward(self._draft.token_BS, layout), later)
         verdict = verified(logits_BTV, later, self.params, self._places(self._length - 1))
-        counts = verdict.count_B.tolist()
-        counts = [0 if text.is_waiting else count for text, count in zip(self._going, counts, strict=True)]
+        told = self._read(logits_BTV, verdict)
+        counts = [0 if text.is_waiting else count for text, count in zip(self._going, told.counts, strict=True)]
         self._keep(counts)
-        self._decide(logits_BTV, verdict, counts)
+        self._decide(verdict, dataclasses.replace(told, counts=counts))
         for text in self._going:
             text.is_waiting = False
         self._is_verifying = False
@@ -237,10 +255,21 @@ class TidarRun:
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
-    def _decide(self, logits_BTV: Tensor, verdict: Verdict, counts: Sequence[int]) -> Tensor | None:
+    def _read(self, logits_BTV: Tensor, verdict: Verdict) -> _Told:
+        """What the host learns from a forward, in one read from the device."""
+        flat = logits_BTV.flatten(0, 1), verdict.token_BT.flatten()
+        said = [given(*flat).confidence_R, *(surprise(*flat, self.params.temperature) if self.params.trace else ())]
+        lists = [verdict.token_BT, *(values_R.view_as(verdict.token_BT) for values_R in said)]
+        head_B2 = torch.stack([verdict.accepted_B, verdict.count_B], dim=1)
+        rows = torch.cat([head_B2.double(), *(values_BT.double() for values_BT in lists)], dim=1).tolist()
+        width = verdict.token_BT.shape[1]
+        values = [[row[start : start + width] for start in range(2, len(row), width)] for row in rows]
+        return _Told([int(row[0]) for row in rows], [int(row[1]) for row in rows], values)
+
+    def _decide(self, verdict: Verdict, told: _Told) -> Tensor | None:
         """Write the tokens that are decided, finish rows; the index of those that go on, None if all do."""
-        self._record(logits_BTV, verdict.token_BT, counts)
-        count_B1 = self._tensor(counts)[:, None]
+        self._record(told)
+        count_B1 = self._tensor(told.counts)[:, None]
         newest_B = verdict.token_BT.gather(1, (count_B1 - 1).clamp(min=0))[:, 0]
         self._newest_B = (
             newest_B if self._newest_B is None else torch.where(count_B1[:, 0] > 0, newest_B, self._newest_B)
@@ -261,18 +290,16 @@ class TidarRun:
             self._cache.select(index_B)
         return index_B
 
-    def _record(self, logits_BTV: Tensor, token_BT: Tensor, counts: Sequence[int]) -> None:
-        """Bring what is decided to the host."""
-        flat = logits_BTV.flatten(0, 1), token_BT.flatten()
-        said = [given(*flat).confidence_R, *(surprise(*flat, self.params.temperature) if self.params.trace else ())]
-        columns = [token_BT.tolist(), *(values_R.view_as(token_BT).tolist() for values_R in said)]
-        for at, (text, count) in enumerate(zip(self._going, counts, strict=True)):
+    def _record(self, told: _Told) -> None:
+        """Add what is decided to the texts."""
+        for text, count, (tokens, *said) in zip(self._going, told.counts, told.values, strict=True):
             if count == 0:
                 continue
             text.forwards, text.last, text.newest = text.forwards + 1, self._forwards, len(text.tokens)
+            text.tokens += map(int, tokens[:count])
             text.revealed_at += [self._steps] * count
-            for kept, values in zip((text.tokens, *text.lists[2:]), columns, strict=False):
-                kept += values[at][:count]
+            for kept, values in zip(text.lists[2:], said, strict=False):
+                kept += values[:count]
 
     def _finish(self, text: _Text) -> bool:
         """Cut the text and record its result if it ends within what is decided."""

@@ -69,7 +69,7 @@ def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float) -> Tensor
     Fast-dLLM (arXiv 2505.22618), theorem 1: greedy parallel decoding equals one by one if (n + 1)(1 - c_n) < 1.
     """
     number_BW = _rank(confidence_BW, masked_BW) + 1
-    passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1))
+    passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1).double())
     accepted_B1 = (number_BW * passes_BW).amax(dim=1, keepdim=True).clamp(min=1)
     return masked_BW & (number_BW <= accepted_B1)
 

@@ -86,23 +86,23 @@ def compared(
             "method": model.method,
             "kind": "upper bound (ELBO)" if model.is_bound else "exact",
             "bits_per_byte": float(bits_M[at]),
-            **_interval(None if drawn_RM is None else drawn_RM[:, at], own),
+            **interval(None if drawn_RM is None else drawn_RM[:, at], own),
             "masks_stderr": masks_M[at],
         }
         for at, model in enumerate(models)
     ]
     found = []
     for one, other in pairs:
-        interval = _interval(None if drawn_RM is None else drawn_RM[:, one] - drawn_RM[:, other], joint)
+        limits = interval(None if drawn_RM is None else drawn_RM[:, one] - drawn_RM[:, other], joint)
         found.append(
             {
                 "a": models[one].name,
                 "b": models[other].name,
                 "difference": float(bits_M[one] - bits_M[other]),
-                **interval,
+                **limits,
                 # As if the masks of the two were independent; they share their draws where the tokens are the same.
                 "masks_stderr": math.hypot(masks_M[one], masks_M[other]),
-                **verdict(models[one], models[other], interval["low"], interval["high"], documents=len(bytes_N)),
+                **verdict(models[one], models[other], limits["low"], limits["high"], documents=len(bytes_N)),
             }
         )
     return {
@@ -118,8 +118,18 @@ def compared(
 
 def resampled(nats_MN: Tensor, bytes_N: Tensor, *, seed: int, resamplings: int) -> Tensor:
     """Bits per byte of every model in each resampling of the documents, float64 [R, M]."""
-    documents = len(bytes_N)
-    values_NK = torch.cat([nats_MN, bytes_N.double()[None]]).T.contiguous()
+    sums_RK = _sums_resampled(torch.cat([nats_MN, bytes_N.double()[None]]).T, seed=seed, resamplings=resamplings)
+    return sums_RK[:, :-1] / sums_RK[:, -1:] / math.log(2)
+
+
+def mean_resampled(value_N: Tensor, *, seed: int, resamplings: int) -> Tensor:
+    """The mean of the values in each resampling of them, float64 [R]."""
+    return _sums_resampled(value_N[:, None], seed=seed, resamplings=resamplings)[:, 0] / len(value_N)
+
+
+def _sums_resampled(values_NK: Tensor, *, seed: int, resamplings: int) -> Tensor:
+    """The sums of N rows of values, drawn with replacement, in each resampling, float64 [R, K]."""
+    documents, values_NK = len(values_NK), values_NK.contiguous()
     parts = []
     size = max(1, _CHUNK // documents)
     for start in range(0, resamplings, size):
@@ -128,8 +138,7 @@ def resampled(nats_MN: Tensor, bytes_N: Tensor, *, seed: int, resamplings: int) 
         times_RN = torch.zeros(drawn_RN.shape, dtype=torch.float64)
         times_RN.scatter_add_(1, drawn_RN, torch.ones_like(times_RN))
         parts.append(times_RN @ values_NK)
-    sums_RK = torch.cat(parts)
-    return sums_RK[:, :-1] / sums_RK[:, -1:] / math.log(2)
+    return torch.cat(parts)
 
 
 def verdict(a: Scored, b: Scored, low: float | None, high: float | None, *, documents: int) -> dict[str, Any]:
@@ -168,7 +177,7 @@ def verdict(a: Scored, b: Scored, low: float | None, high: float | None, *, docu
     return {"lower": lower.name, "winner": None, "basis": basis, "follows": text}
 
 
-def _interval(values_R: Tensor | None, miss: float) -> dict[str, float | None]:
+def interval(values_R: Tensor | None, miss: float) -> dict[str, float | None]:
     """The percentiles that leave `miss` outside, half of it on each side."""
     if values_R is None:
         return {"low": None, "high": None}

@@ -67,11 +67,25 @@ def prepare(runs: Sequence[TaskRun], *, include_path: Sequence[str] = (), allow_
 
 
 def evaluated(
-    lm: LanguageModel, prepared: Sequence[Prepared], *, allow_code: bool = False, keep_samples: bool = False
+    lm: LanguageModel,
+    prepared: Sequence[Prepared],
+    *,
+    allow_code: bool = False,
+    keep_samples: bool = False,
+    keep_each: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The record of each task run, as soon as it is known; `keep_samples` adds every question and answer to it."""
+    """The record of each task run, as soon as it is known.
+
+    Args:
+        lm: the model.
+        prepared: the runs.
+        allow_code: whether tasks may execute what the model writes.
+        keep_samples: add every question and answer to the record.
+        keep_each: add what each question is worth to the rows of metrics that are means over questions.
+    """
+    kept = {"keep_samples": keep_samples, "keep_each": keep_each}
     for one in prepared:
-        yield _record(lm, one.run, one.loaded, allow_code=allow_code, keep_samples=keep_samples)
+        yield _record(lm, one.run, one.loaded, allow_code=allow_code, **kept)
 
 
 def _manager(names: Collection[str], include_path: Sequence[str]) -> TaskManager:
@@ -131,7 +145,9 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _record(lm: LanguageModel, run: TaskRun, loaded: Loaded, *, allow_code: bool, keep_samples: bool) -> dict[str, Any]:
+def _record(
+    lm: LanguageModel, run: TaskRun, loaded: Loaded, *, allow_code: bool, keep_samples: bool, keep_each: bool
+) -> dict[str, Any]:
     began, notes, greedy_tasks = time.perf_counter(), _apply_shots(run, loaded), _greedy_tasks(run, loaded)
     models, results = list[HarnessLM](), list[dict[str, Any]]()
     for offset in range(run.task.seeds):
@@ -144,7 +160,7 @@ def _record(lm: LanguageModel, run: TaskRun, loaded: Loaded, *, allow_code: bool
                 loaded,  # type: ignore[arg-type]
                 limit=run.task.limit,
                 bootstrap_iters=run.task.bootstrap_iters,
-                log_samples=keep_samples or run.task.seeds > 1,
+                log_samples=keep_samples or keep_each or run.task.seeds > 1,
                 system_instruction=run.task.system_instruction,
                 apply_chat_template=run.task.apply_chat_template,
                 fewshot_as_multiturn=run.task.fewshot_as_multiturn,
@@ -156,7 +172,7 @@ def _record(lm: LanguageModel, run: TaskRun, loaded: Loaded, *, allow_code: bool
     return {
         "task": run.name,
         "published": run.published,
-        "results": _rows(results, models[0], loaded),
+        "results": _rows(results, models[0], loaded, keep_each=keep_each),
         "notes": notes + _notes(models[0]),
         "seconds": time.perf_counter() - began,
         "settings": {**dataclasses.asdict(run.task), **dataclasses.asdict(run.answers), "sampling": dict(run.sampling)},
@@ -201,7 +217,9 @@ def _bootstrapping_in_this_process() -> Iterator[None]:
             del os.environ[name]
 
 
-def _rows(results: Sequence[dict[str, Any]], harness: HarnessLM, loaded: Loaded) -> list[dict[str, Any]]:
+def _rows(
+    results: Sequence[dict[str, Any]], harness: HarnessLM, loaded: Loaded, *, keep_each: bool
+) -> list[dict[str, Any]]:
     """One row for each task or group, filter and metric, averaged over the seeds."""
     first, rows = results[0], []
     groups = first["group_subtasks"]
@@ -213,13 +231,15 @@ def _rows(results: Sequence[dict[str, Any]], harness: HarnessLM, loaded: Loaded)
             if not comma or metric.endswith("_stderr"):
                 continue
             values = [float(one["results"][name][key]) for one in results]
+            mean = statistics.fmean(values)
+            each = {"each": _each(results, leaves, filter_name, metric, mean)} if keep_each else {}
             rows.append(
                 {
                     "task": name,
                     "is_group": name in groups,
                     "filter": filter_name,
                     "metric": metric,
-                    "value": _number(statistics.fmean(values)),
+                    "value": _number(mean),
                     "stderr": _number(metrics.get(f"{metric}_stderr,{filter_name}")),
                     "seed_spread": statistics.stdev(values) if len(values) > 1 else None,
                     "flips": flips,
@@ -227,9 +247,26 @@ def _rows(results: Sequence[dict[str, Any]], harness: HarnessLM, loaded: Loaded)
                     "num_fewshot": first["n-shot"].get(name),
                     "questions": sum(first["n-samples"][leaf]["effective"] for leaf in leaves),
                     "version": first["versions"].get(name),
+                    "higher_is_better": first["higher_is_better"].get(name, {}).get(metric),
+                    **each,
                 }
             )
     return rows
+
+
+def _each(
+    results: Sequence[dict[str, Any]], leaves: Sequence[str], filter_name: str, metric: str, mean: float
+) -> list[float] | None:
+    """What each question is worth, averaged over the seeds, in the order of the tasks; None for a metric that questions
+    do not have, or that is not their mean."""
+    runs = [
+        [sample.get(metric) for leaf in leaves for sample in one["samples"][leaf] if sample["filter"] == filter_name]
+        for one in results
+    ]
+    if not all(isinstance(value, int | float) for values in runs for value in values):
+        return None
+    each = [statistics.fmean(values) for values in zip(*runs, strict=True)]
+    return each if each and math.isclose(statistics.fmean(each), mean, abs_tol=1e-9) else None
 
 
 def _mask_stderr(harness: HarnessLM, leaves: Sequence[str]) -> float | None:

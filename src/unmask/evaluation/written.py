@@ -40,15 +40,31 @@ def judged(judge: Judge, prompts: Sequence[str], continuations: Sequence[str]) -
     givens = judge.score(list(prompts))
     nats = [given.log_likelihood - whole.log_likelihood for whole, given in zip(wholes, givens, strict=True)]
     tokens = sum(whole.tokens - given.tokens for whole, given in zip(wholes, givens, strict=True))
-    sizes = [len(text.encode()) for text in continuations]
-    ratio = sum(nats) / max(1, sum(sizes))
-    squares = sum((own - ratio * size) ** 2 for own, size in zip(nats, sizes, strict=True))
-    spread = math.sqrt(squares * len(nats) / max(1, len(nats) - 1))
+    ratio, stderr = nats_per_byte(nats, [len(text.encode()) for text in continuations])
     return {
         "judge_nats_per_byte": ratio,
-        "judge_stderr": spread / max(1, sum(sizes)),
+        "judge_stderr": stderr,
         "judge_perplexity": math.exp(min(sum(nats) / max(1, tokens), 700.0)),
     }
+
+
+def nats_per_byte(nats: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:
+    """What all texts together cost for each of their bytes, and the standard error of that ratio of sums over texts.
+
+    Args:
+        nats: of each text.
+        sizes: bytes of each text; where all are empty, both figures are 0.
+    """
+    total = max(1, sum(sizes))
+    ratio = sum(nats) / total
+    squares = sum((own - ratio * size) ** 2 for own, size in zip(nats, sizes, strict=True))
+    return ratio, math.sqrt(squares * len(nats) / max(1, len(nats) - 1)) / total
+
+
+def entropy(counts: Counter[Any]) -> float:
+    """Bits of a draw from what was counted; 0 where nothing was."""
+    total = counts.total()
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
 
 
 def variety(texts: Sequence[str]) -> dict[str, float]:
@@ -59,12 +75,11 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
     """
     words = [re.findall(r"[a-z']+", text.lower())[:COUNTED_WORDS] for text in texts]
     counts: Counter[Any] = Counter(itertools.chain(*words))
-    total = max(1, counts.total())
     pairs = [pair for own in words for pair in itertools.pairwise(own)]
     runs = [list(zip(*(own[at:] for at in range(4)), strict=False)) for own in words]
     num_runs = max(1, sum(map(len, runs)))
     return {
-        "unigram_entropy": -sum(count / total * math.log2(count / total) for count in counts.values()),
+        "unigram_entropy": entropy(counts),
         "distinct_bigrams": len(set(pairs)) / max(1, len(pairs)),
         "repeated_4grams": 1 - sum(len(set(own)) for own in runs) / num_runs if any(runs) else 0.0,
     }

@@ -47,6 +47,8 @@ def tables(record: dict[str, Any]) -> list[Table]:
     made.append(_speed(record))
     if any(model["tasks"] for model in record["models"]):
         made.append(_tasks(record))
+    if record["task_pairs"]:
+        made.append(_task_pairs(record))
     return made
 
 
@@ -64,11 +66,9 @@ def as_markdown(record: dict[str, Any]) -> str:
 def summary(record: dict[str, Any]) -> str:
     """The text in one sentence."""
     text = record["text"]
-    unit = f"{record['documents']:,} {record['unit']}{'s' * (record['documents'] != 1)}"
-    return (
-        f"{unit} ({text['pieces']:,} pieces, {text['bytes']:,} bytes) of {', '.join(text['sources'])}, the same bytes "
-        "for every model."
-    )
+    counts = [f"{record['documents']:,} {record['unit']}{'s' * (record['documents'] != 1)}"]
+    counts += [f"{text['pieces']:,} pieces"] * (record["unit"] != "piece") + [f"{text['bytes']:,} bytes"]
+    return f"{', '.join(counts)} of {', '.join(text['sources'])}, the same for every model."
 
 
 def as_csv(record: dict[str, Any]) -> str:
@@ -102,6 +102,11 @@ def _numbers(record: dict[str, Any]) -> list[tuple[Any, ...]]:
     for pair in record["pairs"]:
         interval = (pair["low"], pair["high"], pair["masks_stderr"])
         lines.append((f"{pair['a']} - {pair['b']}", "bits_per_byte", pair["difference"], *interval, pair["follows"]))
+    for pair in record["task_pairs"]:
+        measure = f"{pair['task']}, {pair['filter']}, {pair['metric']}"
+        limits = (pair["low"], pair["high"], None)
+        winner = f"{pair['winner']} is better" if pair["winner"] else "no winner shown"
+        lines.append((f"{pair['a']} - {pair['b']}", measure, pair["difference"], *limits, winner))
     return lines
 
 
@@ -248,6 +253,27 @@ def _tasks(record: dict[str, Any]) -> Table:
         "autoregressive models and TiDAR, by their bound otherwise; a bound's slack differs from answer to answer."
     )
     return Table("Tasks", ["model", "task", "questions", "filter", "metric", "value", "+-"], rows, legend)
+
+
+def _task_pairs(record: dict[str, Any]) -> Table:
+    groups = {row["task"] for model in record["models"] for row in _task_rows(model)}
+    rows = [
+        [
+            f"{one['a']} - {one['b']}",
+            *(str(one[key]) for key in ("task", "filter", "metric", "questions")),
+            f"{one['difference']:+.4f}",
+            _range(one),
+            one["winner"] or "none shown",
+        ]
+        for one in record["task_pairs"]
+        if one["task"] in groups
+    ]
+    legend = (
+        "The same questions for both, resampled together; a winner is named where the interval excludes 0. The "
+        f"intervals of everything that was compared here hold together with {record['confidence']:.0%}."
+    )
+    header = ["pair", "task", "filter", "metric", "questions", "difference", "interval", "winner"]
+    return Table("Differences in tasks", header, rows, legend)
 
 
 def _task_rows(model: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } td.words { text-align: left; }
-th { border-bottom: 2px solid #888; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; } .words { text-align: left; min-width: 16rem; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; }
 p.legend { color: #555; max-width: 60rem; }
 img { max-width: 100%; height: auto; display: block; }
 blockquote { margin: .3rem 0 .8rem; padding-left: .8rem; border-left: 3px solid #ccc; white-space: pre-wrap; }
@@ -59,16 +59,17 @@ def _picture(title: str, png: bytes) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in table.header)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in table.rows)
+    wordy = [any(len(cell) > _WORDS for cell in column) for column in zip(*table.rows, strict=True)]
+    head = "".join(map(_cell, ["th"] * len(wordy), table.header, wordy))
+    rows = "".join(f"<tr>{''.join(map(_cell, ['td'] * len(wordy), row, wordy))}</tr>\n" for row in table.rows)
     return (
         f'<h2>{_text(table.title)}</h2>\n<div class="wide"><table>\n<tr>{head}</tr>\n{rows}</table></div>\n'
         f'<p class="legend">{_text(table.legend)}</p>'
     )
 
 
-def _cell(text: str) -> str:
-    return f'<td class="words">{_text(text)}</td>' if len(text) > _WORDS else f"<td>{_text(text)}</td>"
+def _cell(tag: str, text: str, wordy: bool) -> str:
+    return f'<{tag} class="words">{_text(text)}</{tag}>' if wordy else f"<{tag}>{_text(text)}</{tag}>"
 
 
 def _samples(record: dict[str, Any]) -> str:

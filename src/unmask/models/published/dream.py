@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.models.published.format import PublishedFormat
+from unmask.models.published.format import QWEN_KEYS, PublishedFormat
 
 _CODE = "Dream-org/Dream-v0-Instruct-7B--"
 
@@ -16,21 +16,6 @@ _CODE = "Dream-org/Dream-v0-Instruct-7B--"
 def _complete(said: dict[str, Any]) -> dict[str, Any]:
     return {**said, "num_key_value_heads": said["num_key_value_heads"] or said["num_attention_heads"]}
 
-
-_SAME_NAME = (
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "max_window_layers",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "vocab_size",
-)
 
 FORMAT = PublishedFormat(
     name="dream",
@@ -42,7 +27,7 @@ FORMAT = PublishedFormat(
         "AutoConfig": f"{_CODE}configuration_dream.DreamConfig",
         "AutoModel": f"{_CODE}modeling_dream.DreamModel",
     },
-    keys={name: name for name in _SAME_NAME},
+    keys={name: name for name in (*QWEN_KEYS, "max_window_layers")},
     defaults={
         "hidden_act": "silu",
         "hidden_size": 4096,

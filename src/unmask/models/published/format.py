@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 # How to find the original's code, and what the headers of the weights say as well.
 _BOOKKEEPING = ("architectures", "auto_map", "dtype", "model_type", "torch_dtype")
+QWEN_KEYS = (
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "vocab_size",
+)
+"""Configuration keys that formats built on Qwen's share, with their stock names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ configurations name neither block length nor mask token: 4 and 151669, `<|MASK|>
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from unmask.models.published.format import PublishedFormat
+from unmask.models.published.format import QWEN_KEYS, PublishedFormat
 
 _CODE, _MOE_CODE = "JetLM/SDAR-4B-Chat--", "JetLM/SDAR-30B-A3B-Chat--"
 _MASK = 151669
-_TURN_ENDS = {151643: 151645}  # <|endoftext|> -> <|im_end|>
 
 
 def _complete(said: dict[str, Any]) -> dict[str, Any]:
@@ -25,20 +25,7 @@ def _complete(said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_SAME_NAME = (
-    "head_dim",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "vocab_size",
-)
+_SAME_NAME = (*QWEN_KEYS, "head_dim")
 _MIXTURE = (
     "moe_intermediate_size",
     "norm_topk_prob",
@@ -110,13 +97,14 @@ FORMAT = PublishedFormat(
     complete=_complete,
     tokenizer_class="Qwen2Tokenizer",
     logit_shift=False,
-    turn_ends=_TURN_ENDS,
+    turn_ends={151643: 151645},  # <|endoftext|> -> <|im_end|>
     method="block_diffusion",
     block_length=4,
     mask_token_id=_MASK,
 )
 
-MIXTURE = PublishedFormat(
+MIXTURE = dataclasses.replace(
+    FORMAT,
     name="sdar_moe",
     title="SDAR-MoE",
     model_type="sdar_moe",
@@ -148,11 +136,4 @@ MIXTURE = PublishedFormat(
         "decoder_sparse_step": "layers without experts, which SGLang's network does not have",
         "mlp_only_layers": "layers without experts, which SGLang's network does not have",
     },
-    complete=_complete,
-    tokenizer_class="Qwen2Tokenizer",
-    logit_shift=False,
-    turn_ends=_TURN_ENDS,
-    method="block_diffusion",
-    block_length=4,
-    mask_token_id=_MASK,
 )

@@ -13,27 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import CheckpointError
-from unmask.models.published.format import PublishedFormat
+from unmask.models.published.format import QWEN_KEYS, PublishedFormat
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _END_OF_TEXT = 151643
-_SAME_NAME = (
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "max_window_layers",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "vocab_size",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +63,7 @@ FORMAT = TidarFormat(
     architectures=("TiDARQwen2ForCausalLM",),
     family="qwen2",
     auto_map={},
-    keys={name: name for name in _SAME_NAME},
+    keys={name: name for name in (*QWEN_KEYS, "max_window_layers")},
     defaults={
         "hidden_act": "silu",
         "hidden_size": 4096,

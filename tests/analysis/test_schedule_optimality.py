@@ -1,0 +1,172 @@
+"""The share of the optimum against an enumeration of every schedule, over a profile from plain forwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from unmask import noise
+from unmask.analysis.schedule_optimality import schedule_figures
+from unmask.lm import DiffusionLM
+from unmask.models.loading import Checkpoint, adapted, create
+from unmask.models.tokenizers import byte_tokenizer
+from unmask.noise import Purpose
+from unmask.settings.decoding import SamplingParams
+from unmask.settings.objective import ObjectiveSettings
+
+SEED = 4
+
+
+def model_of(**options: Any) -> DiffusionLM:
+    return DiffusionLM(Checkpoint(tiny.backbone("masked_diffusion", **options), None))
+
+
+def texts_of(lm: DiffusionLM, number: int, length: int) -> list[list[int]]:
+    """What the model writes: texts of this length and some longer and shorter ones, so that it is their median."""
+    params = SamplingParams(max_new_tokens=length + 1, temperature=1.0, unmasking="random", n=number)
+    written = lm.generate([[1]], params)
+    return [list(one.token_ids)[: length - 1 + place % 3] for place, one in enumerate(written)]
+
+
+@torch.no_grad()
+def nats(lm: DiffusionLM, texts: list[list[int]], places: int, lead: list[int]) -> list[list[float]]:
+    """Mean nats of the masked places of each text's first places when 1, 2, ... of them are masked."""
+    mask = lm.backbone.diffusion.mask_token_id
+    assert mask is not None
+    orders = noise.permutation(Purpose.MASK, places, SEED, torch.arange(len(texts))).tolist()
+    found = []
+    for text, order in zip(texts, orders, strict=True):
+        row = []
+        for count in range(1, places + 1):
+            hidden = [place for place in range(places) if order[place] < count]
+            ids = lead + [mask if place in hidden else text[place] for place in range(places)]
+            output = lm.backbone(torch.tensor([ids]), torch.arange(len(ids))[None], None)
+            logits = lm.backbone.network.get_output_embeddings()(output)[0]  # type: ignore[misc]
+            logits[:, mask] = -math.inf
+            law = logits.double().log_softmax(-1)
+            shift = int(lm.backbone.diffusion.logit_shift)
+            losses = [-float(law[len(lead) + place - shift, text[place]]) for place in hidden]
+            row.append(math.fsum(losses) / count)
+        found.append(row)
+    return found
+
+
+def mean(rows: list[list[float]]) -> list[float]:
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def rising(values: list[float]) -> list[float]:
+    """Isotonic regression by its minimax formula."""
+    size = len(values)
+
+    def average(begin: int, end: int) -> float:
+        return math.fsum(values[begin : end + 1]) / (end + 1 - begin)
+
+    return [max(min(average(j, k) for k in range(i, size)) for j in range(i + 1)) for i in range(size)]
+
+
+def excess(counts: tuple[int, ...], profile: list[float]) -> float:
+    """Nats per token beyond one place at a time: each place is paid at its step's count instead of its own."""
+    left, total = len(profile), 0.0
+    for count in counts:
+        total += sum(profile[left - 1] - profile[one - 1] for one in range(left - count + 1, left + 1))
+        left -= count
+    assert left == 0
+    return total / len(profile)
+
+
+def every_schedule(places: int, steps: int) -> list[tuple[int, ...]]:
+    cuts = itertools.combinations(range(1, places), steps - 1)
+    return [tuple(b - a for a, b in itertools.pairwise((0, *cut, places))) for cut in cuts]
+
+
+def linear(places: int, steps: int) -> tuple[int, ...]:
+    """LLaDA's: equal counts, what is left over in the first steps."""
+    return tuple(places // steps + (step < places % steps) for step in range(steps))
+
+
+def assert_figures(found: dict[str, float], rows: list[list[float]], places: int, steps: int, counts: Any) -> float:
+    """The excess and the optimum's share of it; where several fit best, the share of one of them."""
+    order = noise.permutation(Purpose.SPLIT, len(rows), SEED, 0).tolist()
+    fit, score = (mean([rows[one] for one in half]) for half in (order[: len(rows) // 2], order[len(rows) // 2 :]))
+    fitted = rising(fit)
+    costs = {one: excess(one, fitted) for one in every_schedule(places, steps)}
+    best = [one for one, cost in costs.items() if cost < min(costs.values()) + 1e-9]
+    own = excess(tuple(counts), score)
+    assert found[f"schedule/excess_{steps}"] == pytest.approx(own, abs=1e-6)
+    share = found[f"schedule/optimality_{steps}"]
+    values = [excess(one, score) for one in best]
+    if math.isnan(share):
+        assert own <= 1e-6 or min(values) <= 1e-6
+    else:
+        assert any(share == pytest.approx(value / own, rel=1e-4) for value in values)
+    return share
+
+
+def test_excess_and_optimum_against_every_schedule() -> None:
+    lm = model_of()
+    texts = texts_of(lm, 24, 9)
+    found = schedule_figures(lm, texts, SamplingParams(), seed=SEED)
+    chosen = [one for one in texts if len(one) >= 9]
+    assert len(chosen) == 16
+    rows = nats(lm, chosen, 9, [])
+    shares = [assert_figures(found, rows, 9, steps, linear(9, steps)) for steps in (4, 8)]
+    assert found.keys() == {f"schedule/{name}_{steps}" for name in ("excess", "optimality") for steps in (4, 8)}
+    assert not any(math.isnan(one) for one in shares)
+
+
+def test_the_schedule_is_the_one_that_decodes(tmp_path: Path) -> None:
+    lm, texts = model_of(), tiny.random_ids(12, 8).tolist()
+    rows = nats(lm, texts, 8, [])
+    found = schedule_figures(lm, texts, SamplingParams(reveal_schedule="cosine"), seed=SEED)
+    grid = [math.floor(8 * math.cos(math.pi / 2 * step / 4)) for step in range(5)]
+    cosine = [one - other for one, other in itertools.pairwise(grid)]
+    assert_figures(found, rows, 8, 4, cosine)
+    listed = {"places": 8, "counts": {"3": [1, 2, 5]}}
+    (tmp_path / "mine.json").write_text(json.dumps(listed))
+    params = SamplingParams(reveal_schedule=str(tmp_path / "mine.json"), max_new_tokens=8, denoising_steps=3)
+    found = schedule_figures(lm, texts, params, seed=SEED)
+    assert found.keys() == {"schedule/excess_3", "schedule/optimality_3"}
+    assert_figures(found, rows, 8, 3, [1, 2, 5])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_start_of_text_stands_before_the_places(shift: bool) -> None:
+    tokenizer = byte_tokenizer()
+    made = create(tiny.SHAPE, tokenizer, seed=0)
+    backbone = adapted(made, ObjectiveSettings(logit_shift=shift)).backbone.double().eval()
+    lm = DiffusionLM(Checkpoint(backbone, tokenizer))
+    assert tokenizer.bos_token_id is not None
+    texts = tiny.random_ids(8, 6, vocabulary=200).tolist()
+    found = schedule_figures(lm, texts, SamplingParams(), seed=SEED)
+    assert_figures(found, nats(lm, texts, 6, [tokenizer.bos_token_id]), 6, 4, linear(6, 4))
+
+
+def test_too_few_texts_are_nan() -> None:
+    found = schedule_figures(model_of(), tiny.random_ids(3, 9).tolist(), SamplingParams(), seed=SEED)
+    assert found and all(math.isnan(value) for value in found.values())
+
+
+def test_texts_shorter_than_any_number_of_steps_say_nothing() -> None:
+    assert schedule_figures(model_of(), [[1, 2, 3]] * 8, SamplingParams(), seed=SEED) == {}
+
+
+@pytest.mark.parametrize("method", ["block_diffusion", "tidar"])
+def test_other_methods_have_no_reveal_schedule(method: str) -> None:
+    lm = DiffusionLM(Checkpoint(tiny.backbone(method), None))
+    assert schedule_figures(lm, tiny.random_ids(12, 9).tolist(), SamplingParams(), seed=SEED) == {}
+
+
+def test_places_fit_into_the_context() -> None:
+    lm = model_of()
+    lm.backbone.network.config.max_position_embeddings = 7
+    texts = tiny.random_ids(8, 20).tolist()
+    found = schedule_figures(lm, texts, SamplingParams(), seed=SEED)
+    assert_figures(found, nats(lm, texts, 7, []), 7, 4, linear(7, 4))
