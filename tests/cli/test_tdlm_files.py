@@ -76,6 +76,14 @@ def test_flags_go_over_the_file_and_key_value_over_flags(capsys: pytest.CaptureF
     assert (recipe["name"], recipe["output_dir"]) == ("mine", "results"), "over the TiDAR port's file"
 
 
+def test_the_advice_about_the_threshold_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = resolved(capsys, "example.yaml")
+    (line,) = {one.partition("To reveal by confidence: ")[2] for one in told.splitlines() if "To reveal" in one}
+    recipe, _ = resolved(capsys, "example.yaml", *line.split())
+    params = config.from_tree(Recipe, recipe).sampling.resolved({}, "canvas")
+    assert (params.unmasking, params.confidence_threshold) == ("threshold", 0.8)
+
+
 def test_its_file_goes_over_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     Path("part.yaml").write_text("diffusion: {min_mask_ratio: 0.3}\ntraining: {num_epochs: 2, warmup_ratio: 0.2}\n")
     recipe, _ = resolved(capsys, str(written(warmup_steps=3)), "--config", "part.yaml")
@@ -210,11 +218,12 @@ def test_eval_only_needs_a_checkpoint_of_this_method(capsys: pytest.CaptureFixtu
 
 
 def test_names_of_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(written(steps=4, eval_steps=2))
+    file = str(written(steps=4, eval_steps=2, learning_rate=3.0, lr_schedule="constant"))
     assert main(["train", file]) == 0
     lines = [json.loads(line) for line in Path("tiny/metrics.jsonl").read_text().splitlines()]
     scores = {one["step"]: one["eval/bits_per_byte"] for one in lines if "eval/bits_per_byte" in one}
     best = min(scores, key=lambda step: scores[step])
+    assert best == 2, "this run gets worse, so that its best is not its latest"
     recipe = config.load(Recipe, file=file)
     wanted = {
         "tiny": best,

@@ -16,6 +16,7 @@ from tests.training import recipes
 from unmask.errors import SettingsError
 from unmask.settings.training import TrainingSettings
 from unmask.training.run import train
+from unmask.training.tracking import run_options
 
 
 class Run:
@@ -66,6 +67,11 @@ def test_a_run_without_tags_has_none(tmp_path: Path, wandb: types.SimpleNamespac
     recipes.write_text(tmp_path)
     train(recipes.recipe(tmp_path, steps=1, report_to=["wandb"]))
     assert wandb.started == [{"project": "unmask", "name": "tiny"}]
+
+
+def test_each_tracker_is_told_in_its_own_words() -> None:
+    settings = TrainingSettings(report_to=("swanlab", "tensorboard"), run_tags=("a",))
+    assert run_options(settings, "mine") == {"swanlab": {"experiment_name": "mine", "tags": ["a"]}}
 
 
 def test_tags_belong_to_trackers_that_have_them() -> None:

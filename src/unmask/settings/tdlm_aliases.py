@@ -109,7 +109,7 @@ TRANSLATED = (
 """Keys that mean several of ours, or depend on others."""
 _NEVER_USED = (
     "TDLM's sampler prints it and never uses it. To reveal by confidence: sampling.unmasking=threshold "
-    "sampling.confidence_threshold=0.8, without sampling.denoising_steps"
+    "sampling.confidence_threshold=0.8 sampling.denoising_steps=null"
 )
 _ITS_OWN_COURSE = "the warm-up is a straight line from its first step's share to the peak"
 UNUSED = {
