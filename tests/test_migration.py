@@ -16,8 +16,10 @@ import yaml
 
 from tests.cli.test_port_files import TRAIN
 from tests.settings.test_deepspeed import PORT
+from tests.settings.test_tdlm_aliases import EXAMPLE
 from unmask import config
 from unmask.cli.main import main
+from unmask.cli.options import Parser
 from unmask.errors import SettingsError
 from unmask.settings import evaluation
 from unmask.settings.aliases import from_original
@@ -29,6 +31,8 @@ from unmask.settings.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 SPAN = re.compile(r"`([^`]+)`")
 RECIPE_KEY = re.compile(r"[\w.]+=")
+METRIC = re.compile(r"(probe|train|eval|throughput)/")
+"""Names in `metrics.jsonl`: tests/test_migration_tdlm.py looks for them in a run."""
 SYSTEMS = {
     "generate` of LLaDA": "llada",
     "generate` of Fast-dLLM": "fast_dllm",
@@ -41,6 +45,9 @@ SYSTEMS = {
 COMMANDS = {
     "Command lines of the port": f"unmask train {ROOT}/recipes/tidar-port.yaml --num-gpus 8",
     "gendata_llama3.sh": "unmask tokenize --model MODEL --data chats.json --out new",
+    "`main.py` of TDLM": f"unmask train {ROOT}/recipes/tdlm-7m.yaml",
+    "`compare_models.py` of TDLM": "unmask compare",
+    "`gradient_heatmap_generator.py` of TDLM": "unmask analyze gradients RUN",
 }
 """What goes before a flag that is accepted as it is, by section; elsewhere `unmask generate`."""
 BLOCKS = ("SDAR", "JetEngine", "LMDeploy", "SGLang", "LLaDA2")
@@ -89,9 +96,16 @@ def parses(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     if verb in ("train", "pipeline"):
         assert main([verb, *words, "--print-config"]) == 0
         return
-    monkeypatch.setattr(f"unmask.cli.{verb}.quiet_libraries", stop)
-    with pytest.raises(Parsed):
-        main([verb, *words])
+    with monkeypatch.context() as patched:
+        if verb in ("analyze", "experiments"):
+            read = Parser.parse_args
+            patched.setattr(Parser, "parse_args", lambda *given: (read(*given), stop()))
+        else:
+            patched.setattr(f"unmask.cli.{verb}.quiet_libraries", stop)
+        if verb == "compare":
+            patched.setattr("unmask.cli.compare.locate", str)  # which looks whether there is such a run
+        with pytest.raises(Parsed):
+            main([verb, *words])
 
 
 def keywords(text: str) -> dict[str, Any] | None:
@@ -137,6 +151,8 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
         home, _, kind = module.rpartition(".")
         owner = getattr(importlib.import_module(home), kind) if kind[:1].isupper() else importlib.import_module(module)
         assert getattr(owner, name)
+    elif METRIC.match(ours):
+        assert "Metrics" in row.section
     elif "=" in ours:
         group = ours.partition(".")[0]
         # Keys that belong together stand in one row, e.g. those of one method.
@@ -148,11 +164,13 @@ def holds(row: Row, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def port_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the TiDAR port's two files where it has them."""
+    """A folder with the TiDAR port's two files and TDLM's one, where they have them."""
     folder = tmp_path_factory.mktemp("port")
     (folder / "tidar").mkdir()
     (folder / "tidar" / "train_config.json").write_text(json.dumps(TRAIN))
     (folder / "tidar" / "ds_config.json").write_text(json.dumps(PORT))
+    (folder / "config").mkdir()
+    (folder / "config" / "example_config.yaml").write_text(EXAMPLE)
     return folder
 
 

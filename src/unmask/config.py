@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +31,16 @@ def load(
     file: str | Path | None = None,
     over: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    read: Callable[[Path], dict[str, Any]] | None = None,
 ) -> T:
     """Read settings of type `kind` from a YAML file, with a tree over it and `key.path=value` overrides on top.
+
+    `read` makes the tree of the file where its words are not all our own.
 
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
-    tree: dict[str, Any] = {} if file is None else read_yaml(Path(file))
+    tree: dict[str, Any] = {} if file is None else (read or read_yaml)(Path(file))
     check_keys(kind, tree, source=str(file))
     tree = merged(tree, over or {})
     for override in overrides:
@@ -58,13 +62,20 @@ def changed(settings: T, overrides: Sequence[str]) -> T:
 
 def from_tree(kind: type[T], tree: Mapping[str, Any]) -> T:
     """Build settings of type `kind` from nested plain data whose keys are known."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
+    parser = _parser(kind)
     try:
         parsed = parser.instantiate(parser.parse_object(_fitted(kind, tree)))
     except argparse.ArgumentError as error:
         raise SettingsError(_type_message(kind, tree, str(error))) from None
     return kind(**vars(parsed))
+
+
+@functools.cache
+def _parser(kind: type) -> ArgumentParser:
+    """The parser of a settings type; making one takes longer than using it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
 
 
 def to_yaml(settings: Any) -> str:

@@ -1,7 +1,7 @@
 """Run folders: where each thing lies in one, how it is written, and what RUN_OR_MODEL means.
 
 runs/NAME/
-  config.yaml  environment.json  metrics.jsonl
+  config.yaml  environment.json  metrics.jsonl  status.json
   checkpoints/step-N/   best, latest (links to one of them)
   plots/  samples/  final/ (opens with from_pretrained)
 """
@@ -41,6 +41,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -199,6 +199,20 @@ def test_the_original_s_options_mean_the_same(folder: Path, capsys: pytest.Captu
     assert "none shown" in capsys.readouterr().out
 
 
+def test_an_original_s_run_is_looked_for_where_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No model lies in these folders, and the message says which of them was meant."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("experiments/a", "runs/a", "runs/b", "b"):
+        (tmp_path / place).mkdir(parents=True)
+    words = ["--ar", "x", "--dd"]
+    assert "There is no model in experiments/a" in failed(capsys, "--diffusion", "a", "--autoregressive", "b")
+    assert "There is no model in b" in failed(capsys, "--dd", "b", "--ar", "a")
+    assert "There is no model in runs/a" in failed(capsys, "--experiments-dir", "runs", "--dd", "a", "--ar", "b")
+    assert "There is no folder gone" in failed(capsys, *words, "gone")
+
+
 def test_threads_are_put_back(folder: Path) -> None:
     before = torch.get_num_threads()
     words = ["compare", str(folder / "ar"), str(folder / "pairs"), *SHORT, "--max-batches", "1", "--threads"]

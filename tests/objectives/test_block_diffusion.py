@@ -329,7 +329,9 @@ def test_a_clipped_range_is_no_bound() -> None:
 
 
 @pytest.mark.parametrize("block_length", [8, 11])
-@pytest.mark.parametrize("kind", [{}, {"corruption": "bernoulli"}, {"schedule": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"corruption": "bernoulli"}, {"schedule": "cosine"}, {"mask_ratio_range": (0.3, 0.8)}], ids=str
+)
 def test_a_block_over_everything_is_masked_diffusion(kind: dict[str, Any], block_length: int) -> None:
     batch = batch_of([[Document(2, 6)]] * 5)
     made = example(batch, chosen(**kind), block_length, seed=3)

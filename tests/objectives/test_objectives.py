@@ -74,6 +74,45 @@ def test_masked_diffusion_predicts_masked_tokens_in_place_or_one_before(
     assert float(made.denominator_T) == int(scored.sum())
 
 
+def drawn_counts(chosen: ObjectiveSettings, *, length: int, draws: int) -> list[int]:
+    """How often 0, 1, ..., `length` tokens of a row are masked."""
+    found = torch.zeros(length + 1, dtype=torch.long)
+    for step in range(draws // 512):
+        batch = Batch.of_rows([[1] * length for _ in range(512)], step=step)
+        made = masked_diffusion.example(batch, chosen, mask_token_id=MASK, logit_shift=False, seed=7)
+        found += torch.bincount((made.ids_BL == MASK).sum(dim=1), minlength=length + 1)
+        count_R = (made.ids_BL == MASK).sum(dim=1)[made.group_R]
+        if chosen.corruption == "count":
+            assert torch.allclose(made.weight_R, length / count_R)
+    return found.tolist()
+
+
+@pytest.mark.parametrize("sampling", ["iid", "stratified", "systematic"])
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.7), (0.0, 0.5), (0.55, 1.0)])
+def test_a_clipped_range_clips_how_many_tokens_are_masked(low: float, high: float, sampling: str) -> None:
+    """A share r uniform between the bounds masks m = ceil(6 r) tokens, at the weights of the whole range."""
+    length, draws = 6, 4096
+    chosen = ObjectiveSettings(mask_ratio_range=(low, high), time_sampling=sampling)  # type: ignore[arg-type]
+    found = drawn_counts(chosen, length=length, draws=draws)
+    for count in range(length + 1):
+        overlap = max(0.0, min(high, count / length) - max(low, (count - 1) / length)) if count else 0.0
+        law = overlap / (high - low)
+        assert abs(found[count] / draws - law) <= 5 * math.sqrt(law * (1 - law) / draws), count
+
+
+def test_a_clipped_range_clips_the_chance_of_bernoulli_masks() -> None:
+    """The mixture of binomials over the range, by a fine sum; the smallest probability is `time_epsilon`."""
+    length, draws, low, high, points = 5, 4096, 0.1, 0.6, 4000
+    chosen = ObjectiveSettings(corruption="bernoulli", mask_ratio_range=(low, high), time_epsilon=0.05)
+    found = drawn_counts(chosen, length=length, draws=draws)
+    for count in range(length + 1):
+        law = 0.0
+        for point in range(points):
+            p = 0.05 + 0.95 * (low + (high - low) * (point + 0.5) / points)
+            law += math.comb(length, count) * p**count * (1 - p) ** (length - count) / points
+        assert abs(found[count] / draws - law) <= 5 * math.sqrt(law * (1 - law) / draws), count
+
+
 @settings(max_examples=60, deadline=None)
 @given(packed_batches(), st.integers(0, 1000))
 def test_no_row_sees_its_own_target(batch: Batch, seed: int) -> None:

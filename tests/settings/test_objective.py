@@ -44,6 +44,8 @@ def test_every_option_of_tidar_is_refused_elsewhere() -> None:
 def test_options_of_block_diffusion_say_whose_they_are() -> None:
     with pytest.raises(SettingsError, match="block_length belongs to method block_diffusion and tidar"):
         ObjectiveSettings(block_length=4)
+    with pytest.raises(SettingsError, match="mask_ratio_range belongs to method masked_diffusion and block_diffusion"):
+        ObjectiveSettings(method="autoregressive", mask_ratio_range=(0.2, 0.8))
     with pytest.raises(SettingsError, match="complementary_masks belongs to method block_diffusion, got True"):
         ObjectiveSettings(method="tidar", complementary_masks=True)
 
@@ -94,6 +96,15 @@ def test_options_of_block_diffusion_say_whose_they_are() -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         ObjectiveSettings(method="tidar", **options)
+
+
+@pytest.mark.parametrize("method", ["masked_diffusion", "block_diffusion"])
+def test_a_clipped_range_is_one_of_shares(method: Any) -> None:
+    for wrong in ((0.8, 0.2), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(SettingsError, match="mask_ratio_range must be two shares between 0 and 1, the lower first"):
+            ObjectiveSettings(method=method, mask_ratio_range=wrong)
+    with pytest.raises(SettingsError, match="mask_ratio_range needs the linear schedule, got cosine"):
+        ObjectiveSettings(method=method, schedule="cosine", mask_ratio_range=(0.2, 0.8))
 
 
 def test_lengths_need_not_divide_each_other_where_nothing_is_filled_up() -> None:

@@ -35,6 +35,7 @@ _EXAMPLES = """\
   unmask compare runs/a runs/b --tasks hellaswag,piqa --limit 200
 """
 _TASK_FIELDS = {"limit", "num_fewshot", "mc_num"}
+_HOMES = (Path("experiments"), Path("runs"))
 _SHOWN_TEXTS = 3
 
 
@@ -100,9 +101,11 @@ def _options() -> Parser:
         others = {one.name for one in dataclasses.fields(kind)} - _TASK_FIELDS
         add_settings(options, kind, "of the tasks", skip=others)
     original = options.add_argument_group("as TDLM names it")
-    original.add_argument("--dd", metavar="RUN", help="the diffusion run, in --experiments-dir")
-    original.add_argument("--ar", metavar="RUN", help="the autoregressive run, in --experiments-dir")
-    original.add_argument("--experiments-dir", "--experiments_dir", type=Path, metavar="DIR", help="[default: here]")
+    original.add_argument("--dd", "--diffusion", metavar="RUN", help="the diffusion run, in --experiments-dir")
+    original.add_argument("--ar", "--autoregressive", metavar="RUN", help="the autoregressive one, likewise")
+    original.add_argument(
+        "--experiments-dir", "--experiments_dir", type=Path, metavar="DIR", help="[default: here, experiments or runs]"
+    )
     return options
 
 
@@ -117,12 +120,11 @@ _TEXT_HELP = {
 
 def _models(parsed: argparse.Namespace) -> list[str]:
     """What is compared, in the order given."""
-    folder = parsed.experiments_dir or Path()
     if parsed.experiments_dir is not None and not (parsed.dd or parsed.ar):
         raise SettingsError(
             "--experiments-dir is where --dd and --ar are looked for, and neither is given. Leave it out."
         )
-    found = [*parsed.models, *(str(folder / one) for one in (parsed.dd, parsed.ar) if one)]
+    found = [*parsed.models, *(_experiment(one, parsed.experiments_dir) for one in (parsed.dd, parsed.ar) if one)]
     if len(found) < 2:
         raise SettingsError(
             f"A comparison needs two runs or models, got {', '.join(found) or 'none'}. Example: "
@@ -131,6 +133,12 @@ def _models(parsed: argparse.Namespace) -> list[str]:
     if len({locate(one) for one in found}) < len(found):
         raise SettingsError(f"Each model is compared once, got {', '.join(found)}. Leave the second one out.")
     return found
+
+
+def _experiment(name: str, folder: Path | None) -> str:
+    """Where a run that is named as TDLM does lies: in the folder, else from here, or where runs are kept."""
+    places = [Path(), *_HOMES] if folder is None else [folder]
+    return str(next((place / name for place in places if (place / name).is_dir()), places[0] / name))
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:

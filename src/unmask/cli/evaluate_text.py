@@ -38,7 +38,7 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
     def measure(lm: DiffusionLM) -> Iterator[dict[str, Any]]:
         text = _sources(lm, recipe, given) if "data" in given else recipe
         assert text is not None, "checked above"
-        yield _evaluated(lm, text, evaluation, own="data" not in given, source=model)
+        yield evaluated(lm, text, evaluation, own="data" not in given, source=model)
 
     return measure
 
@@ -54,9 +54,22 @@ def _sources(lm: DiffusionLM, recipe: Recipe | None, given: argparse.Namespace) 
     return Recipe(data=data)
 
 
-def _evaluated(
+def evaluated(
     lm: DiffusionLM, recipe: Recipe, evaluation: EvaluationSettings, *, own: bool, source: str
 ) -> dict[str, Any]:
+    """The likelihood of a recipe's text as a record.
+
+    Args:
+        lm: that scores it.
+        recipe: names the text.
+        evaluation: how many masks of how many rows.
+        own: score what the recipe holds out, not what it trains on.
+        source: where the model is from.
+
+    Raises:
+        CheckpointError: the model has no tokenizer.
+        DataError: the recipe holds no text out, or its text cannot be read.
+    """
     from unmask.errors import CheckpointError
     from unmask.evaluation.likelihood import evaluate
     from unmask.training.preparation import prepare_text

@@ -21,6 +21,7 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "evaluate": "measure the likelihood of text, or downstream tasks",
     "compare": "runs and models on the same held-out text, with intervals",
+    "experiments": "the runs in a folder: how far they came, how good they are",
     "analyze": "look into a model: what its tokens see, what its heads attend to",
     "info": "what a checkpoint is and needs, without loading its weights",
     "convert": "write a checkpoint in another format: LLaDA, Dream, ours",

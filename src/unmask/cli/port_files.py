@@ -32,7 +32,6 @@ _BATCH = ("training.batch_size", "training.micro_batch_size")
 def add_options(options: argparse.ArgumentParser) -> None:
     """The port's files and flags."""
     group = options.add_argument_group("the first TiDAR port's files and flags (docs/migration.md)")
-    group.add_argument("--config", "--config_path", "--config-path", metavar="JSON", help="its train_config.json")
     group.add_argument(
         "--deepspeed", nargs="?", const="", metavar="JSON", help="a ds_config.json; without ZeRO no DeepSpeed is needed"
     )
@@ -91,12 +90,20 @@ def tree_of(
             _require_deepspeed(file)
     elif parsed.config is not None and not has_recipe:
         tree = config.merged(port_aliases.OPTIMISATION, tree)
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if f"training.{one}" in above:
-            tree.get("training", {}).pop(other, None)
-        elif tree.get("training", {}).get(one) is not None:
-            tree["training"][other] = None
+    keep_one(tree, overrides)
     return tree, notes
+
+
+def keep_one(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Of two keys that say the same thing, the higher one stays: of the command line, of the files, of the recipe."""
+    above = {word.removeprefix("--").partition("=")[0] for word in overrides}
+    training = tree.get("training", {})
+    for pair in (("steps", "epochs"), ("warmup_steps", "warmup_ratio")):
+        for one, other in (pair, pair[::-1]):
+            if f"training.{one}" in above:
+                training.pop(other, None)
+            elif training.get(one) is not None and other != "warmup_ratio":  # which is never null
+                training[other] = None
 
 
 def _keep_length(

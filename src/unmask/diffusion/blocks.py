@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unmask import attention
 from unmask.data.batch import Batch
-from unmask.diffusion.corruption import times
+from unmask.diffusion.corruption import clipped, times
 from unmask.settings.objective import ObjectiveSettings
 
 
@@ -47,8 +47,7 @@ def document_lengths(document_BL: Tensor) -> Tensor:
 def block_times(batch: Batch, group_BL: Tensor, settings: ObjectiveSettings, *, seed: int) -> Tensor:
     """The time of each block, float64 [B, G]: its own, its document's (`sequence`) or one for all (`batch`).
 
-    A `mask_ratio_range` squeezes the times, which are shares of masked tokens under the linear schedule (the clipped
-    schedule of BD3-LM, arXiv 2503.09573, section 5.2).
+    A `mask_ratio_range` squeezes them.
     """
     num_groups = int(group_BL.max()) + 1
     if settings.t_granularity == "batch":
@@ -59,8 +58,7 @@ def block_times(batch: Batch, group_BL: Tensor, settings: ObjectiveSettings, *, 
         time_BG = times(batch, int(document_BL.max()) + 1, settings, seed=seed).gather(1, owner_BG)
     else:
         time_BG = times(batch, num_groups, settings, seed=seed)
-    low, high = settings.mask_ratio_range
-    return low + (high - low) * time_BG
+    return clipped(time_BG, settings)
 
 
 def trimmed(batch: Batch, block_length: int) -> Batch:

@@ -101,6 +101,16 @@ def times(batch: Batch, num_groups: int, settings: ObjectiveSettings, *, seed: i
     return (stratum_BG + own_BG) / total
 
 
+def clipped(time_BG: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """Times squeezed into `mask_ratio_range`, since under the linear schedule they are shares of masked tokens.
+
+    The weights stay those of the whole range: the loss has less variance and bounds nothing (clipped schedules,
+    BD3-LM, arXiv 2503.09573, section 5.2), so only training may draw its times here.
+    """
+    low, high = settings.mask_ratio_range
+    return low + (high - low) * time_BG
+
+
 def counts(time_BG: Tensor, size_BG: Tensor, schedule: Schedule) -> Tensor:
     """How many of a group's n tokens are masked: m = ceil(n p(t)), so P(m) = t(m/n) - t((m-1)/n) for uniform t."""
     drawn_BG = (size_BG * schedule.masked(time_BG)).ceil().to(torch.int64)

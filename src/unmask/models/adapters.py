@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import CheckpointError, SettingsError, nearest, require
+from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE
 from unmask.models.quantization import is_quantized
 from unmask.noise import Purpose
 from unmask.runs import ADAPTER_FILE
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from unmask.models.backbone import Backbone
     from unmask.models.loading import Checkpoint
 
-WEIGHTS_FILE, FACTS_FILE = "adapter_model.safetensors", "diffusion.json"
 HEAD = "lm_head"
 _NAME = "default"
 _PREFIX = "base_model.model."

@@ -1,19 +1,13 @@
 """What lies in a checkpoint: JSON files, safetensors headers, and tensors that are read only when they are used.
 
 In: a folder or hub id. Out: a local folder, plain data, slices of mapped files. Nothing here builds a network.
-A safetensors file is eight bytes with the length of its header, the header (JSON: type, shape and place of every
-tensor) and the tensors' bytes; so everything but the values can be known from its first few kilobytes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +17,9 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from safetensors import SafetensorError, safe_open
 
 from unmask.errors import CheckpointError
+from unmask.models.headers import INDEX, StoredWeights, counted, read_json, weight_files
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 TENSOR_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -52,32 +46,6 @@ def fetched(name: str | Path, *, weights: bool = False) -> Path:
     return folder
 
 
-def read_json(folder: Path, file: str) -> dict[str, Any] | None:
-    """The object in a JSON file of a folder, or None where there is no such file."""
-    path = folder / file
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Copy the checkpoint again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}. Copy it again.")
-    return content
-
-
-def weight_files(folder: Path, *, must_exist: bool = True) -> list[Path]:
-    """The safetensors files of a checkpoint: those that its index names, else `model.safetensors`."""
-    index = read_json(folder, _INDEX)
-    names = [_WEIGHTS] if index is None else sorted(set(index.get("weight_map", {}).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if must_exist and (missing or not names):
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f" It has pickled weights ({pickled[0]}), which Unmask does not open." if pickled else ""
-        raise CheckpointError(f"{folder} has no {', '.join(missing) or 'weights in its index'}.{hint} Copy it again.")
-    return [folder / name for name in names]
-
-
 @contextlib.contextmanager
 def opened_tensors(folder: Path) -> Iterator[dict[str, Any]]:
     """Every tensor of a checkpoint by name, as a slice of its mapped file: `[...]` reads it, nothing before does.
@@ -98,30 +66,13 @@ def opened_tensors(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _check_promised(folder: Path, found: set[str]) -> None:
-    promised: dict[str, str] = (read_json(folder, _INDEX) or {}).get("weight_map", {})
+    promised: dict[str, str] = (read_json(folder, INDEX) or {}).get("weight_map", {})
     lacking = sorted(name for name in promised if name not in found)
     if lacking:
         raise CheckpointError(
             f"The index of {folder} promises tensors that are not in its files: "
             f"{', '.join(f'{name} ({promised[name]})' for name in lacking[:8])}. Copy the checkpoint again."
         )
-
-
-@dataclass(frozen=True)
-class StoredWeights:
-    """What the headers of a checkpoint's files say.
-
-    Attributes:
-        values: how many numbers are stored, by type as safetensors names it (`BF16`, `F32`, ...).
-        size: bytes of the tensors.
-        files: number of files.
-        truncated: names of files that end before their last tensor.
-    """
-
-    values: dict[str, int]
-    size: int
-    files: int
-    truncated: tuple[str, ...]
 
 
 def stored_weights(name: str | Path) -> StoredWeights:
@@ -134,32 +85,7 @@ def stored_weights(name: str | Path) -> StoredWeights:
     files = weight_files(folder, must_exist=os.path.isdir(name))
     if not all(file.is_file() for file in files):
         return _stored_on_hub(str(name))
-    values: Counter[str] = Counter()
-    size, truncated = 0, []
-    for file in files:
-        start, tensors = _header(file)
-        ends = [0]
-        for tensor in tensors:
-            values[tensor["dtype"]] += math.prod(tensor["shape"])
-            begin, end = tensor["data_offsets"]
-            ends.append(end)
-            size += end - begin
-        if start + max(ends) > file.stat().st_size:
-            truncated.append(file.name)
-    return StoredWeights(dict(values), size, len(files), tuple(truncated))
-
-
-def _header(file: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Where the values of a safetensors file begin, and the entries of its tensors."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError(f"a header of {length} bytes in a file of {file.stat().st_size}")
-            header = json.loads(stream.read(length))
-        return 8 + length, [entry for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"The header of {file} is damaged: {error}. Copy it again.") from None
+    return counted(files)
 
 
 def _stored_on_hub(name: str) -> StoredWeights:

@@ -2,7 +2,7 @@
 
 The weighted cross-entropy divided by the number of *all* supervised tokens, masked or not, estimates the negative
 ELBO per token (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992, equation 3). A prompt is not supervised: it is never
-masked, so it is neither noise nor loss (equation 5).
+masked, so it is neither noise nor loss (equation 5). With a `mask_ratio_range` the loss estimates no bound.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask import attention
 from unmask.data.batch import Batch
-from unmask.diffusion.corruption import Corruption, at_random_length, corrupt
+from unmask.diffusion.corruption import Corruption, at_random_length, clipped, corrupt, times
 from unmask.objectives.example import Example, normalized
 from unmask.settings.objective import ObjectiveSettings
 
@@ -30,7 +30,8 @@ def example(batch: Batch, settings: ObjectiveSettings, *, mask_token_id: int, lo
         seed: of every draw, with the batch's step and rows.
     """
     batch = predictable(at_random_length(batch, settings, seed=seed), logit_shift=logit_shift)
-    corruption = corrupt(batch, settings, seed=seed)
+    time_B1 = clipped(times(batch, 1, settings, seed=seed), settings)
+    corruption = corrupt(batch, settings, seed=seed, time_BG=time_B1)
     made = corrupted_example(batch, corruption, mask_token_id=mask_token_id, logit_shift=logit_shift)
     counted_BL = batch.supervised_BL if settings.weighting == "elbo" else corruption.masked_BL
     return normalized(made, counted_BL.sum(dim=1)[None], settings.normalize)

@@ -29,7 +29,7 @@ from unmask.diffusion.blocks import (
     document_numbers,
     widened,
 )
-from unmask.diffusion.corruption import corrupt, times
+from unmask.diffusion.corruption import clipped, corrupt, times
 from unmask.noise import Purpose
 from unmask.objectives.example import Example, normalized
 from unmask.settings.curricula import value_at
@@ -270,9 +270,7 @@ def _masked_blocks(
     blocks = dataclasses.replace(
         places.batch, ids_BL=owner_BG, document_BL=owner_BG, supervised_BL=count_BG > 0, bytes_BL=None, fill_BL=None
     )
-    time_BD = times(blocks, int(owner_BG.max()) + 1, settings, seed=seed)
-    low, high = settings.mask_ratio_range
-    time_BD = low + (high - low) * time_BD
+    time_BD = clipped(times(blocks, int(owner_BG.max()) + 1, settings, seed=seed), settings)
     time_BD = time_BD if stage.mask_ratio is None else torch.full_like(time_BD, stage.mask_ratio)
     drawn = corrupt(blocks, settings, seed=seed, group_BL=owner_BG, time_BG=time_BD)
     masked_BN = drawn.masked_BL.gather(1, group_BN) & places.noisy_BN

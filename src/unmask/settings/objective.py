@@ -13,7 +13,8 @@ from unmask.settings.tidar import DEFAULT_CLEAN_RATIO, TIDAR_ONLY, check_tidar
 
 Granularity = Literal["sequence", "batch", "block"]
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("block_length", "block_curriculum", "mask_ratio_range"), ("block_diffusion", "tidar")),
+    **dict.fromkeys(("block_length", "block_curriculum"), ("block_diffusion", "tidar")),
+    "mask_ratio_range": ("masked_diffusion", "block_diffusion", "tidar"),
     "complementary_masks": ("block_diffusion",),
     **dict.fromkeys(TIDAR_ONLY, ("tidar",)),
 }
@@ -54,7 +55,8 @@ class ObjectiveSettings:
     divides the largest one, and held-out text is scored at the last one. (block_diffusion, tidar)"""
     mask_ratio_range: tuple[float, float] = (0.0, 1.0)
     """Clipped schedule: training draws the share of masked tokens (tidar with masking `block`: of masked blocks) from
-    this range only, which is no bound on the likelihood; evaluation never does. (block_diffusion, tidar)"""
+    this range only, which is no bound on the likelihood; evaluation never does. (masked_diffusion, block_diffusion,
+    tidar)"""
     complementary_masks: bool = False
     """Also learn from the complement of every mask, so that each token is predicted once. (block_diffusion)"""
     tidar_layout: Literal["doubled", "split"] = "doubled"
@@ -104,6 +106,7 @@ class ObjectiveSettings:
             "one time per block is no bound on the likelihood. Use `sequence` or `batch`.",
         )
         self._check_owners()
+        self._check_range()
         if self.method in ("block_diffusion", "tidar"):
             self._check_blocks()
         if self.method == "block_diffusion":
@@ -157,6 +160,9 @@ class ObjectiveSettings:
             self.block_length is None or not lengths or self.block_length == lengths[-1],
             f"block_length must be the curriculum's last one ({lengths[-1:]}), got {self.block_length}. Leave it out.",
         )
+
+    def _check_range(self) -> None:
+        """A clipped schedule is one of shares, which are times under the linear schedule only."""
         low, high = self.mask_ratio_range
         is_true(
             0 <= low < high <= 1,

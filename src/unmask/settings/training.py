@@ -8,6 +8,10 @@ from typing import Literal
 from unmask.settings.checks import at_least, in_range, is_true
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "swanlab", "mlflow"]
+DEFAULT_WARMUP = 0.01
+"""Share of a run in which the learning rate rises."""
+TAGGED: tuple[Tracker, ...] = ("wandb", "swanlab")
+"""Trackers whose runs have tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,9 @@ class TrainingSettings:
     lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Course after the warm-up: to the floor by cosine or line, flat then down (wsd), or flat."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; default: 1 % of the steps."""
+    """Steps of linear warm-up; default: `warmup_ratio` of them."""
+    warmup_ratio: float = DEFAULT_WARMUP
+    """Share of the steps that is warm-up, rounded down and at least one, where `warmup_steps` is not given."""
     min_lr_ratio: float = 0.1
     """Floor of the learning rate as a share of its peak."""
     decay_fraction: float = 0.2
@@ -80,6 +86,8 @@ class TrainingSettings:
     """Names of metrics at the trackers: those of metrics.jsonl, or those of the first TiDAR port (train/batch_loss)."""
     project: str = "unmask"
     """Project name at the trackers."""
+    run_tags: tuple[str, ...] = ()
+    """Tags of the run at the trackers that have them: wandb and swanlab."""
     deepspeed_config: str | None = None
     """JSON file of DeepSpeed, for ZeRO; batch, optimiser, learning rate, clipping and precision are those above.
     `unmask train --deepspeed FILE` also takes these from the file."""
@@ -104,6 +112,16 @@ class TrainingSettings:
         at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)
         at_least(0, weight_decay=self.weight_decay)
         in_range(0, 1, min_lr_ratio=self.min_lr_ratio, decay_fraction=self.decay_fraction)
+        in_range(0, 1, warmup_ratio=self.warmup_ratio)
+        is_true(
+            self.warmup_steps is None or self.warmup_ratio == DEFAULT_WARMUP,
+            f"Set either warmup_steps or warmup_ratio, got {self.warmup_steps} and {self.warmup_ratio}.",
+        )
         in_range(0, 0.99, dropout=self.dropout)
         in_range(0, 0.99999, ema_decay=self.ema_decay)
         is_true(self.epochs is None or self.epochs > 0, f"epochs must be positive, got {self.epochs}.")
+        is_true(
+            not self.run_tags or not self.report_to or bool({*TAGGED} & {*self.report_to}),
+            f"run_tags belong to the trackers {' and '.join(TAGGED)}, got report_to {', '.join(self.report_to)}. Leave "
+            "them out, or report to one of these.",
+        )

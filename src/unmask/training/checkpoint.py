@@ -7,11 +7,12 @@ generator or loader state. Tensors are safetensors, everything else JSON; nothin
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,8 @@ from unmask.errors import CheckpointError
 from unmask.runs import RunFolder, written_folder
 
 STATE = "training"
+_NAMES = "Name a run, its best or latest, or a checkpoints/step-N folder of it."
+_TDLM_NAME = re.compile(r"(?P<link>best|latest)_model\.pt|checkpoint_step_(?P<step>\d+)\.pt")
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,45 @@ def remove_old(run: RunFolder, *, keep: int | None, best: int | None) -> None:
 
 
 def resumable(run: RunFolder, resume: str) -> Path | None:
-    """The checkpoint to go on from: `auto` is the run's latest or None; else a folder."""
+    """The checkpoint to go on from: `auto` is the run's latest or None; else a folder, or what `named` makes of it."""
     if resume != "auto":
-        folder = Path(resume)
-        if not folder.is_dir():
-            there = ", ".join(f"step-{step}" for step in run.saved_steps())
-            raise CheckpointError(f"There is no checkpoint {folder}. The run has: {there or 'none'}.")
-        return folder.resolve()
+        return named(resume, default="latest")
     steps = run.saved_steps()
     return run.checkpoints / f"step-{steps[-1]}" if steps else None
+
+
+def named(path: str, *, default: Literal["best", "latest"]) -> Path:
+    """The checkpoint that a path means: its folder, a run's `default` one, or TDLM's name for one of a run.
+
+    TDLM's checkpoints/best_model.pt, latest_model.pt and checkpoint_step_N.pt are our best, latest and step-N.
+
+    Raises:
+        CheckpointError: there is none, or it is a file of pickled weights.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{path} is a file, and a checkpoint is a folder. (No file of pickled weights is opened.) {_NAMES}"
+        )
+    if folder.parent.name == "checkpoints" and (theirs := _TDLM_NAME.fullmatch(folder.name)):
+        run = RunFolder(folder.parent.parent)
+        found = run.checkpoint(theirs["link"] or f"step-{theirs['step']}")
+    elif (run := run_of(folder)).root == folder:
+        found = run.checkpoint(default) or run.checkpoint("latest")
+    else:
+        found = folder.resolve() if folder.is_dir() else None
+    if found is None:
+        there = ", ".join(f"step-{step}" for step in run.saved_steps())
+        hint = f"The run {run.root} has: {there or 'none'}." if run.exists() else _NAMES
+        raise CheckpointError(f"There is no checkpoint {path}. {hint}")
+    return found
+
+
+def run_of(path: Path) -> RunFolder:
+    """The run that a path names, or that the path of a checkpoint, or of a run's best or latest one, lies in."""
+    if RunFolder(path).exists():
+        return RunFolder(path)
+    return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
 def write_final(run: RunFolder, card: str) -> Path:

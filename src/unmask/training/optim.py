@@ -37,7 +37,9 @@ def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
 
     Warm-up rises linearly and reaches the peak at its last step; the last step of a falling course ends at the floor.
     """
-    warmup = max(1, total // 100) if settings.warmup_steps is None else settings.warmup_steps
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = max(1, math.floor(settings.warmup_ratio * total + 1e-9))  # 0.29 * 100 is just below 29
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))

@@ -25,10 +25,12 @@ from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
 from unmask.training.records import truncate_metrics
 from unmask.training.samples import first_row, sample_page
+from unmask.training.status import Status
+from unmask.training.tracking import run_options
 from unmask.training.trainer import Trainer, total_steps
 
 if TYPE_CHECKING:
-    pass
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,33 @@ def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) ->
     if accelerator.is_main_process:
         _open_run(recipe, run, resume)
     accelerator.wait_for_everyone()
+    status = Status(run, enabled=accelerator.is_main_process)
+    with status.watching():
+        ended_by = _trained(recipe, run, accelerator, status, resume=resume, is_last=is_last)
+    status.ended("finished" if ended_by is None else "interrupted")
+    return Outcome(run, ended_by, accelerator.is_main_process)
+
+
+def _trained(
+    recipe: Recipe, run: RunFolder, accelerator: Accelerator, status: Status, *, resume: str | None, is_last: bool
+) -> int | None:
+    """Train in a run folder that is ready; the signal that ended it early, or None."""
     source = None if resume is None else checkpoints.resumable(run, resume)
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
     trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
+    status.planned(trainer.total)
     if accelerator.is_main_process:
         for line in described(recipe, checkpoint, text):
             trainer.console.message(line)
         if source is not None:
             trainer.console.message(f"resumed from {source} at step {trainer.progress.step}")
     if recipe.training.report_to:
-        accelerator.init_trackers(recipe.training.project, config=_flat(dataclasses.asdict(recipe)))
+        accelerator.init_trackers(
+            recipe.training.project,
+            config=_flat(dataclasses.asdict(recipe)),
+            init_kwargs=run_options(recipe.training, recipe.name),
+        )
     try:
         ended_by = trainer.fit()
         if ended_by is None and accelerator.is_main_process:
@@ -80,7 +98,7 @@ def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) ->
     finally:
         trainer.console.close()
         end(accelerator, is_last=is_last)
-    return Outcome(run, ended_by, accelerator.is_main_process)
+    return ended_by
 
 
 def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:

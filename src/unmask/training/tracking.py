@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unmask.settings.training import TrainingSettings
+from unmask.settings.training import TAGGED, TrainingSettings
 
 DIRECTORY = "TENSORBOARD_LOG_PATH"
 """Environment variable of the port: the folder of TensorBoard's files, instead of the run folder."""
@@ -36,6 +36,13 @@ def tags_of(settings: TrainingSettings, *, rows: int, start: int) -> OwnTags | P
     if settings.tracker_tags == "unmask":
         return OwnTags()
     return PortTags(rows=rows, batch_size=settings.batch_size, start=start)
+
+
+def run_options(settings: TrainingSettings, name: str) -> dict[str, dict[str, Any]]:
+    """What each tracker is told of a run when it begins: its name and tags, where it has them, as its own words are."""
+    words = {"wandb": "name", "swanlab": "experiment_name"}
+    tags = {"tags": list(settings.run_tags)} if settings.run_tags else {}
+    return {tracker: {words[tracker]: name} | tags for tracker in settings.report_to if tracker in TAGGED}
 
 
 def logging_folder(default: str) -> str:

@@ -1,0 +1,55 @@
+"""`status.json`: how a run stands, for those who look at its folder from outside.
+
+A run that is killed cannot write how it ended, so its file goes on saying `running`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Literal
+
+from unmask.runs import RunFolder, write_text
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+class Status:
+    """The file of one run.
+
+    Args:
+        run: whose it is.
+        enabled: False on processes that write nothing.
+    """
+
+    def __init__(self, run: RunFolder, *, enabled: bool) -> None:
+        self.run, self.enabled = run, enabled
+        self._planned: int | None = None
+
+    def planned(self, steps: int) -> None:
+        """The run goes as far as this optimiser step."""
+        self._planned = steps
+        self._write("running")
+
+    def ended(self, state: State) -> None:
+        """The run is over."""
+        self._write(state)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Write that the run goes on and, if an error leaves the block, that it failed and why."""
+        self._write("running")
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._write("interrupted")
+            raise
+        except BaseException as error:
+            self._write("failed", f"{type(error).__name__}: {error}")
+            raise
+
+    def _write(self, state: State, error: str | None = None) -> None:
+        if self.enabled:
+            record = {"state": state, "planned_steps": self._planned, "error": error}
+            write_text(self.run.status, json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,85 @@
+"""`status.json`: how a run stands, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import recipes
+from unmask.errors import DataError, NonFiniteError
+from unmask.runs import RunFolder
+from unmask.training.run import train
+from unmask.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the runs."""
+    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads(RunFolder(folder / "tiny").status.read_text(encoding="utf-8"))
+
+
+def test_a_run_says_how_far_it_goes_and_that_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes.write_text(tmp_path)
+    seen = []
+    monkeypatch.setattr(Trainer, "_log", lambda self, step, result: seen.append(status(tmp_path)))
+    made = recipes.recipe(tmp_path, steps=None, epochs=1, eval_steps=None)
+    outcome = train(made)
+    planned = seen[0]["planned_steps"]
+    assert seen == [{"state": "running", "planned_steps": planned, "error": None}] * planned, "epochs are counted"
+    assert status(tmp_path) == {"state": "finished", "planned_steps": planned, "error": None}
+    assert outcome.run.saved_steps()[-1] == planned
+
+
+def test_a_failure_is_kept_until_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes.write_text(tmp_path)
+    made = recipes.recipe(tmp_path)
+
+    def fail(self: Trainer) -> int | None:
+        raise NonFiniteError("Step 4 has loss nan.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "fit", fail)
+        with pytest.raises(NonFiniteError):
+            train(made)
+    assert status(tmp_path) == {
+        "state": "failed",
+        "planned_steps": 6,
+        "error": "NonFiniteError: Step 4 has loss nan.",
+    }
+    train(made, resume="auto")
+    assert status(tmp_path)["state"] == "finished"
+
+
+def test_what_goes_wrong_before_the_first_step_is_a_failure_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        train(recipes.recipe(tmp_path))
+    assert status(tmp_path)["state"] == "failed"
+    assert status(tmp_path)["error"].startswith("DataError: No data")
+
+
+@pytest.mark.parametrize("how", ["signal", "twice"])
+def test_a_run_that_is_stopped_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    recipes.write_text(tmp_path)
+    made = recipes.recipe(tmp_path)
+    step = Trainer._step
+
+    def stopped(self: Trainer, number: int) -> Any:
+        if how == "twice":
+            raise KeyboardInterrupt
+        self._signal = 15
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    if how == "twice":
+        with pytest.raises(KeyboardInterrupt):
+            train(made)
+    else:
+        assert train(made).signal == 15
+    assert status(tmp_path) == {"state": "interrupted", "planned_steps": 6, "error": None}
