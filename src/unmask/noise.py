@@ -40,7 +40,7 @@ class Purpose(enum.IntEnum):
     ACCEPT = 15
     CLEAN_SHARE = 16
     RESAMPLE = 17
-    INPUT_MASK = 18
+    INPUT_MASK = 19
 
 
 def _mix(state: Tensor) -> Tensor:
