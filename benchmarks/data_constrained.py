@@ -5,8 +5,9 @@
 
 Trains every arm at every budget of epochs with every seed, each budget with a schedule of its own, all on the same
 unique text; then scores the last and the best checkpoint of each on text that nothing was chosen on. Finished runs and
-scores are kept, so the same command goes on where it was interrupted. Written into the folder: `data-constrained.json`,
-`.csv` and the pictures. What it found: docs/data-constrained.md.
+scores are kept, so the same command goes on where it was interrupted. Written into the folder: `data-constrained.json`
+and `.csv`, and the pictures `data-constrained.png` and `data-constrained-control.png`. What it found:
+docs/data-constrained.md.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import measure
-from data_constrained_runs import ARMS, RECIPES, Study, planned, train_all
+from data_constrained_picture import draw, draw_control
+from data_constrained_runs import ARMS, RECIPES, Study, learned, planned, train_all
+from data_constrained_score import TDLM, Scorer, summary
 from data_constrained_text import file_documents, python_paragraphs, written
 
 _SINGLE = ("autoregressive-masked-input", "masked-diffusion-unweighted", "block-diffusion", "tidar")
@@ -36,6 +41,8 @@ class Size:
         select: characters to select on.
         report: characters to report on.
         document: characters of a document of a file, at least.
+        masks: of each piece of a document, for bounds.
+        batch_size: rows per forward of the scores.
         overlay: recipes over the arms' own.
     """
 
@@ -47,6 +54,8 @@ class Size:
     select: int
     report: int
     document: int
+    masks: int
+    batch_size: int
     overlay: tuple[Path, ...] = ()
 
 
@@ -60,6 +69,8 @@ SIZES = {
         select=12_000,
         report=40_000,
         document=300,
+        masks=16,
+        batch_size=64,
     ),
     "gpu": Size(
         arms=("autoregressive", "autoregressive-regularized", "masked-diffusion"),
@@ -70,9 +81,74 @@ SIZES = {
         select=100_000,
         report=200_000,
         document=2_000,
+        masks=16,
+        batch_size=512,
         overlay=(RECIPES / "gpu.yaml",),
     ),
 }
+
+
+# --- reports -----------------------------------------------------------------------------------------------------
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """The arms at their best and at the longest budget, the pairs with AR, and the control, as Markdown."""
+    parts = []
+    titles = {"best": "At their best", "longest": "Last checkpoints of the longest budget"}
+    for name, title in titles.items():
+        if name in record:
+            parts += [f"{title}:", _models(record[name]), _pairs(record[name])]
+        if f"control_{name}" in record:
+            parts += [f"{title}, by the bound and by TDLM's loss:", _control(record[f"control_{name}"])]
+    rows = [
+        [arm, one["bytes"], one["chain_rule"], one["bound"]] for arm, own in record["chain_rule"].items() for one in own
+    ]
+    if rows:
+        parts += ["From left to right:", measure.table(["arm", "bytes", "chain rule", "bound"], rows)]
+    return "\n\n".join(parts)
+
+
+def _models(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            model["name"],
+            f"{'at most ' if 'bound' in model['kind'] else ''}{model['bits_per_byte']:.3f}",
+            f"{model['low']:.3f} to {model['high']:.3f}",
+            " ".join(f"{value:.3f}" for value in model["seeds"]),
+        ]
+        for model in found["models"]
+    ]
+    return measure.table(["arm", "bits/byte", "95 % interval", "seeds"], rows)
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            pair["a"],
+            pair["b"],
+            f"{pair['difference']:+.3f}",
+            f"{pair['low']:+.3f} to {pair['high']:+.3f}",
+            pair["follows"],
+        ]
+        for pair in found["pairs"]
+    ]
+    return measure.table(["a", "b", "a - b", "all intervals together 95 %", "what follows"], rows)
+
+
+def _control(found: Mapping[str, Any]) -> str:
+    exact = found["models"][0]["name"]
+    rows, verdict = [], ""
+    for model in found["models"]:
+        pair = next((one for one in found["pairs"] if (one["a"], one["b"]) == (exact, model["name"])), None)
+        if pair is None:
+            rows.append([model["name"], model["nats_per_token"], f"{model['bits_per_byte']:.3f}", ""])
+            continue
+        interval = f"{-pair['difference']:+.3f} ({-pair['high']:+.3f} to {-pair['low']:+.3f})"
+        rows.append([model["name"], model["nats_per_token"], f"{model['bits_per_byte']:.3f}", interval])
+        if model["name"] == TDLM:
+            verdict = "a win over AR" if pair["low"] > 0 else "no win over AR"
+    table = measure.table(["", "nats/token", "bits/byte", "minus AR"], rows)
+    return f"{table}\n\nBy TDLM's number masked diffusion would have been declared {verdict}."
 
 
 def main() -> None:
@@ -84,12 +160,34 @@ def main() -> None:
     documents = file_documents(given.text, least=size.document) if given.text else python_paragraphs()
     folder = given.output.resolve()
     facts = written(documents, folder / "text", select=given.select, report=given.report)
-    print(facts)
     study = Study(folder, size.overlay, tuple(given.set), given.unique)
     cases = planned(given.arms, given.budgets, given.seeds, size.single if given.seeds == size.seeds else ())
-    deadline = None if given.minutes is None else time.time() + 60 * given.minutes
-    complete = train_all(study, cases, jobs=given.jobs, deadline=deadline)
-    print(complete)
+    # Also before the processes part, which would else make the same vocabulary at once.
+    facts |= {f"learned_{name}": value for name, value in learned(study, cases[0]).items()}
+    if not given.report_only:
+        deadline = None if given.minutes is None else time.time() + 60 * given.minutes
+        if not train_all(study, cases, jobs=given.jobs, deadline=deadline):
+            raise SystemExit("Stopped and saved. The same command goes on; --report-only scores what is finished.")
+    finished = [case for case in cases if study.finished(case)]
+    if not finished:
+        raise SystemExit(f"No run in {folder / 'runs'} is finished. Train them first: leave --report-only out.")
+    scorer = Scorer(study, size.masks, size.batch_size, given.chain_rule_bytes)
+    settings = {name: getattr(given, name) for name in ("size", "budgets", "seeds", "unique", "set", "text")}
+    record = {
+        "benchmark": "data_constrained",
+        **settings,
+        "unfinished": len(cases) - len(finished),
+        "parts": facts,
+        "masks": size.masks,
+        **summary(scorer, finished),
+        "machine": measure.machine(),
+    }
+    measure.written(record, folder / "data-constrained.json")
+    measure.write_csv(record["results"], folder / "data-constrained.csv")
+    draw(record, folder / "data-constrained.png")
+    if "control_best" in record:
+        draw_control(record, folder / "data-constrained-control.png")
+    print(tables(record))
 
 
 def _arguments() -> argparse.Namespace:
@@ -108,6 +206,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; one thread each on a CPU [1]")
     parser.add_argument("--minutes", type=float, metavar="N", help="stop training then; the same command goes on")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings over every recipe")
+    parser.add_argument(
+        "--chain-rule-bytes", type=int, default=8192, metavar="N", help="scored left to right as well; 0: none [8192]"
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing, score what is finished")
     given = parser.parse_args()
     for name in ("arms", "budgets", "seeds", "unique", "select", "report"):
         if getattr(given, name) is None:

@@ -119,6 +119,17 @@ def planned(arms: Sequence[str], budgets: Sequence[int], seeds: int, single: Seq
     return sorted(chosen, key=lambda case: (-case.epochs, case.seed, arms.index(case.arm)))
 
 
+def learned(study: Study, case: Case) -> dict[str, int]:
+    """What a run learns from: unique tokens, their bytes, their rows; makes vocabulary and tokens, once for all."""
+    from unmask.data.packing import PackedRows
+    from unmask.training.preparation import prepare_text, prepare_tokenizer
+
+    recipe, cache = study.recipe(case), study.folder / "cache"
+    rows = prepare_text(recipe, prepare_tokenizer(recipe, cache), cache).train
+    assert isinstance(rows, PackedRows), "the arms learn from packed text"
+    return {"tokens": int(rows.text.starts[-1]), "bytes": int(rows.text.bytes.sum()), "rows": len(rows)}
+
+
 def train_all(study: Study, cases: Sequence[Case], *, jobs: int, deadline: float | None) -> bool:
     """Train what is not finished; whether everything is now.
 
