@@ -80,13 +80,13 @@ def test_paragraphs_of_the_documentation_are_plain_words_in_an_order_of_their_ow
         for number, word in enumerate("abcdef")
     ]
     documents = [
-        (f"module/{number}", f"heading{number}\n\n{3 * row}\n  \n{row}\n\n{50 * row}")
+        (f"module/{number}", f"heading{number}\n\n{5 * row}\n  \n{row}\n\n{50 * row}")
         for number, row in enumerate(rows)
     ]
     monkeypatch.setattr(modules["text"].python_docs, "documents", lambda: iter([*documents, documents[0]]))
     found = modules["text"].python_paragraphs()
     expected = ["returnthe" + word + "thitemoforno neitsnot".replace(" ", "") + word for word in "abcdef"]
-    assert sorted("".join(one.split()) for one in found) == sorted(3 * one for one in expected)
+    assert sorted("".join(one.split()) for one in found) == sorted(5 * one for one in expected)
     assert set("".join(found)) <= set("abcdefghijklmnopqrstuvwxyz ")
     assert all(150 <= len(one) <= 1000 and one == " ".join(one.split()) for one in found)
     assert found != sorted(found)
