@@ -62,11 +62,12 @@ class Scorer:
         return cut(documents, [reader], at_most=sum(map(len, documents)))
 
     def score(self, case: Case, which: str) -> Score:
-        """The nats of each document under a checkpoint, kept in a file."""
-        file = self.study.folder / "scores" / f"{case.name}-{which}.json"
+        """The nats of each document under a checkpoint, kept in a file; the last one may be the best one as well."""
+        step = self._step(case, which)
+        file = self.study.folder / "scores" / f"{case.name}-step-{step}.json"
         if not file.is_file():
             lm, pieces = self._opened(case, which)
-            write_text(file, json.dumps(self._scored(lm, pieces) | {"step": self._step(case, which)}))
+            write_text(file, json.dumps(self._scored(lm, pieces) | {"step": step}))
         return json.loads(file.read_text(encoding="utf-8"))
 
     def chain_rule(self, case: Case) -> dict[str, float]:
