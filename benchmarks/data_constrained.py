@@ -44,6 +44,7 @@ class Size:
         masks: of each piece of a document, for bounds.
         batch_size: rows per forward of the scores.
         overlay: recipes over the arms' own.
+        further: budgets of single arms beside the others'.
     """
 
     arms: tuple[str, ...]
@@ -57,6 +58,7 @@ class Size:
     masks: int
     batch_size: int
     overlay: tuple[Path, ...] = ()
+    further: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 SIZES = {
@@ -71,6 +73,7 @@ SIZES = {
         document=300,
         masks=16,
         batch_size=64,
+        further={"masked-diffusion": (1000,)},
     ),
     "gpu": Size(
         arms=("autoregressive", "autoregressive-regularized", "masked-diffusion"),
@@ -92,9 +95,13 @@ SIZES = {
 
 
 def tables(record: Mapping[str, Any]) -> str:
-    """The arms at their best and at the longest budget, the pairs with AR, and the control, as Markdown."""
+    """The arms at their best and at the longest budget, all pairs, and the control, as Markdown."""
     parts = []
-    titles = {"best": "At their best", "longest": "Last checkpoints of the longest budget"}
+    titles = {
+        "longest": f"Last checkpoints at {record['longest_shared']} epochs",
+        "best": "At their best",
+        "further": "At their best, further budgets of single arms included",
+    }
     for name, title in titles.items():
         if name in record:
             parts += [f"{title}:", _models(record[name]), _pairs(record[name])]
@@ -161,7 +168,13 @@ def main() -> None:
     folder = given.output.resolve()
     facts = written(documents, folder / "text", select=given.select, report=given.report)
     study = Study(folder, size.overlay, tuple(given.set), given.unique)
-    cases = planned(given.arms, given.budgets, given.seeds, size.single if given.seeds == size.seeds else ())
+    cases = planned(
+        given.arms,
+        given.budgets,
+        given.seeds,
+        single=size.single if given.seeds == size.seeds else (),
+        further=size.further if tuple(given.budgets) == size.budgets else {},
+    )
     # Also before the processes part, which would else make the same vocabulary at once.
     facts |= {f"learned_{name}": value for name, value in learned(study, cases[0]).items()}
     if not given.report_only:

@@ -56,7 +56,11 @@ def draw_control(record: Mapping[str, Any], file: Path) -> None:
     """Bars with intervals: who wins by which number, at best and at the last checkpoint of the longest budget."""
     panels = [
         (f"control_{name}", title)
-        for name, title in (("best", "both at their best"), ("longest", "last checkpoints of the longest budget"))
+        for name, title in (
+            ("longest", f"last checkpoints, {record['longest_shared']} epochs"),
+            ("best", "both at their best"),
+            ("further", "both at their best, further budgets included"),
+        )
         if f"control_{name}" in record
     ]
     figure, grid = _figure(len(panels), (5.6 * len(panels) + 1, 2.9), share_y=True)

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -105,7 +105,14 @@ class Study:
         return run.final.is_dir()
 
 
-def planned(arms: Sequence[str], budgets: Sequence[int], seeds: int, single: Sequence[str]) -> list[Case]:
+def planned(
+    arms: Sequence[str],
+    budgets: Sequence[int],
+    seeds: int,
+    *,
+    single: Sequence[str] = (),
+    further: Mapping[str, Sequence[int]] | None = None,
+) -> list[Case]:
     """The runs, the longest first, so that no long one remains alone at the end.
 
     Args:
@@ -113,8 +120,13 @@ def planned(arms: Sequence[str], budgets: Sequence[int], seeds: int, single: Seq
         budgets: epochs.
         seeds: runs of each arm and budget, with the seeds 0, 1, ...
         single: arms with one seed only.
+        further: budgets that one arm has beside the others'.
     """
-    cases = [Case(*three) for three in itertools.product(arms, budgets, range(seeds))]
+    cases = [
+        Case(arm, epochs, seed)
+        for arm in arms
+        for epochs, seed in itertools.product([*budgets, *(further or {}).get(arm, ())], range(seeds))
+    ]
     chosen = [case for case in cases if case.seed == 0 or case.arm not in single]
     return sorted(chosen, key=lambda case: (-case.epochs, case.seed, arms.index(case.arm)))
 

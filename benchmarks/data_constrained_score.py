@@ -200,32 +200,42 @@ def control(autoregressive: Sequence[Score], diffusion: Sequence[Score]) -> dict
 
 
 def summary(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
-    """All figures of the finished runs."""
+    """All figures of the finished runs: `best` and `longest` of the budgets that all arms have, `further` of all."""
     scores = {(case, which): scorer.score(case, which) for case in cases for which in CHECKPOINTS}
     lines = results(scorer.study, cases, scores)
     arms = [arm for arm in ARMS if any(case.arm == arm for case in cases)]
-    best = {arm: chosen(lines, arm) for arm in arms}
-    longest = max(case.epochs for case in cases)
-    at_longest = {arm: [case for case in cases if case.arm == arm and case.epochs == longest] for arm in arms}
-    found: dict[str, Any] = {"results": lines, "budget": {arm: [one.epochs for one in best[arm]] for arm in arms}}
+    budgets = {arm: {case.epochs for case in cases if case.arm == arm} for arm in arms}
+    shared = set.intersection(*budgets.values())
+    longest = max(shared, default=0)
+    best = {arm: chosen([line for line in lines if line["epochs"] in shared], arm) for arm in arms}
     picked = {
-        "best": {ARMS[arm]: [scores[case, "best"] for case in best[arm]] for arm in arms},
-        "longest": {ARMS[arm]: [scores[case, "final"] for case in own] for arm, own in at_longest.items() if own},
+        "best": {arm: [scores[case, "best"] for case in best[arm]] for arm in arms},
+        "longest": {
+            arm: [scores[case, "final"] for case in cases if (case.arm, case.epochs) == (arm, longest)] for arm in arms
+        },
+    }
+    chosen_from = {"best": best}
+    if any(own != shared for own in budgets.values()):
+        chosen_from["further"] = {arm: chosen(lines, arm) for arm in arms}
+        picked["further"] = {arm: [scores[case, "best"] for case in chosen_from["further"][arm]] for arm in arms}
+    found: dict[str, Any] = {"results": lines, "longest_shared": longest, "chain_rule": {}}
+    found["budget"] = {
+        name: {arm: [one.epochs for one in own] for arm, own in by_arm.items()} for name, by_arm in chosen_from.items()
     }
     for name, contenders in picked.items():
-        if len(contenders) > 1:
-            found[name] = comparison(contenders)
-        pair = [contenders.get(ARMS[arm]) for arm in ("autoregressive", "masked-diffusion")]
-        if pair[0] and pair[1]:
-            found[f"control_{name}"] = control(pair[0], pair[1])
-    bounded = [arm for arm in arms if scores[best[arm][0], "best"]["is_bound"]]
-    found["chain_rule"] = {}
+        given = {arm: own for arm, own in contenders.items() if own}
+        if len(given) > 1:
+            found[name] = comparison({ARMS[arm]: own for arm, own in given.items()})
+        if "autoregressive" in given and "masked-diffusion" in given:
+            found[f"control_{name}"] = control(given["autoregressive"], given["masked-diffusion"])
     if scorer.chain_rule_bytes:
-        found["chain_rule"] = {arm: [scorer.chain_rule(case) for case in best[arm]] for arm in bounded}
+        last = [*chosen_from.values()][-1]
+        bounded = [arm for arm in arms if last[arm] and scores[last[arm][0], "best"]["is_bound"]]
+        found["chain_rule"] = {arm: [scorer.chain_rule(case) for case in last[arm]] for arm in bounded}
     found["trajectories"] = [
         dataclasses.asdict(case) | {"points": trajectory(scorer.study.run(case))}
         for case in cases
-        if case.epochs == longest
+        if case.epochs == max(budgets[case.arm])
     ]
     return found
 

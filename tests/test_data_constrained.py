@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import itertools
 import json
@@ -93,10 +94,11 @@ def test_paragraphs_of_the_documentation_are_plain_words_in_an_order_of_their_ow
 
 
 def test_the_plan_has_every_run_once_and_the_longest_first(modules: Any) -> None:
-    cases = modules["runs"].planned(["tidar", "autoregressive"], [3, 9], 2, ["tidar"])
+    cases = modules["runs"].planned(
+        ["tidar", "autoregressive"], [3, 9], 2, single=["tidar"], further={"tidar": (20,), "block-diffusion": (7,)}
+    )
     expected = {("autoregressive", *two) for two in itertools.product((3, 9), (0, 1))} | {
-        ("tidar", 3, 0),
-        ("tidar", 9, 0),
+        *(("tidar", epochs, 0) for epochs in (3, 9, 20)),
     }
     assert {(case.arm, case.epochs, case.seed) for case in cases} == expected
     assert len(cases) == len(expected)
@@ -112,12 +114,20 @@ def trained(modules: Any, article: Path, tmp_path_factory: pytest.TempPathFactor
         text.file_documents([str(article)], least=main.SIZES["gpu"].document), folder / "text", select=1500, report=3000
     )
     study = runs.Study(folder, main.SIZES["gpu"].overlay, tuple(TOY), 600)
-    cases = runs.planned(ARMS, [1, 3], 1, [])
+    cases = runs.planned(ARMS, [1, 3], 1, further={"masked-diffusion": (2,)})
     for case in cases[:-1]:
         assert runs._train(study, case, None)
-    command = ["--size", "gpu", "--output", str(folder), "--text", str(article), "--arms", *ARMS, "--budgets", "1", "3"]
+    command = ["--size", "gpu", "--output", str(folder), "--text", str(article), "--arms", *ARMS]
     command += ["--seeds", "1", "--unique", "600", "--select", "1500", "--report", "3000", "--chain-rule-bytes", "60"]
     return study, cases, [*command, "--set", *TOY]
+
+
+def called_with(main: Any, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the script be called with these words, in this process, on two budgets and one further."""
+    size = dataclasses.replace(main.SIZES["gpu"], budgets=(1, 3), further={"masked-diffusion": (2,)})
+    monkeypatch.setitem(main.SIZES, "gpu", size)
+    monkeypatch.setattr(main.measure, "one_thread", lambda: None)  # PyTorch takes it once in a process
+    monkeypatch.setattr(sys, "argv", ["data_constrained.py", *command])
 
 
 def test_a_deadline_stops_a_run_that_goes_on_where_it_was(modules: Any, trained: Any, monkeypatch: Any) -> None:
@@ -155,13 +165,12 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
     modules: Any, trained: Any, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     main, (study, cases, command) = modules["main"], trained
-    monkeypatch.setattr(main.measure, "one_thread", lambda: None)  # PyTorch takes it once in a process
-    monkeypatch.setattr(sys, "argv", ["data_constrained.py", *command])
+    called_with(main, command, monkeypatch)
     assert not study.finished(cases[-1])
     main.main()
     assert study.finished(cases[-1]), "the last run was trained by a process of its own"
     printed = capfd.readouterr().out
-    assert "At their best:" in printed
+    assert "At their best:" in printed and "Last checkpoints at 3 epochs:" in printed
     assert "would have been declared" in printed
     record = json.loads((study.folder / "data-constrained.json").read_text())
     assert record["unfinished"] == 0
@@ -192,12 +201,18 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
         course = [one["bits_per_byte"] for one in modules["runs"].trajectory(run)]
         assert line["select_best"] == pytest.approx(min(course), rel=1e-5)
 
-    own = [line for line in record["results"] if line["arm"] == "masked-diffusion"]
+    assert record["longest_shared"] == 3
+    own = [line for line in record["results"] if line["arm"] == "masked-diffusion" and line["epochs"] != 2]
     picked = min(own, key=lambda one: one["select_best"])
     by_name = {one["name"]: one for one in record["best"]["models"]}
     assert by_name["masked diffusion"]["seeds"] == pytest.approx([picked["best"]], rel=1e-5)
     control = {one["name"]: one for one in record["control_best"]["models"]}
     assert control["TDLM's number"]["bits_per_byte"] == pytest.approx(picked["best_tdlm"], rel=1e-5)
+    last = next(one for one in own if one["epochs"] == 3)
+    by_name = {one["name"]: one for one in record["longest"]["models"]}
+    assert by_name["masked diffusion"]["seeds"] == pytest.approx([last["final"]], rel=1e-5)
+    assert [len(record["budget"][name]) for name in ("best", "further")] == [2, 2]
+    assert len(record["further"]["models"]) == 2
     assert 0 < record["chain_rule"]["masked-diffusion"][0]["chain_rule"] < 20
 
 
@@ -242,8 +257,7 @@ def test_the_budget_is_chosen_on_the_selection_part_for_each_seed(modules: Any) 
 
 def test_runs_of_other_settings_are_not_taken_for_the_studys(modules: Any, trained: Any, monkeypatch: Any) -> None:
     study, cases, command = trained
-    monkeypatch.setattr(modules["main"].measure, "one_thread", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["data_constrained.py", *command, "training.learning_rate=0.5"])
+    called_with(modules["main"], [*command, "training.learning_rate=0.5"], monkeypatch)
     with pytest.raises(SystemExit, match="is a run of other settings"):
         modules["main"].main()
     assert all(study.run(case).root.is_dir() for case in cases[:-1])
