@@ -101,17 +101,13 @@ def tables(record: Mapping[str, Any]) -> str:
         "longest": f"Last checkpoints at {record['longest_shared']} epochs",
         "best": "At their best",
         "further": "At their best, further budgets of single arms included",
+        "left_to_right": "The same, diffusion by the chain rule from left to right (exact for that order)",
     }
     for name, title in titles.items():
         if name in record:
             parts += [f"{title}:", _models(record[name]), _pairs(record[name])]
         if f"control_{name}" in record:
             parts += [f"{title}, by the bound and by TDLM's loss:", _control(record[f"control_{name}"])]
-    rows = [
-        [arm, one["bytes"], one["chain_rule"], one["bound"]] for arm, own in record["chain_rule"].items() for one in own
-    ]
-    if rows:
-        parts += ["From left to right:", measure.table(["arm", "bytes", "chain rule", "bound"], rows)]
     return "\n\n".join(parts)
 
 
@@ -184,7 +180,7 @@ def main() -> None:
     finished = [case for case in cases if study.finished(case)]
     if not finished:
         raise SystemExit(f"No run in {folder / 'runs'} is finished. Train them first: leave --report-only out.")
-    scorer = Scorer(study, size.masks, size.batch_size, given.chain_rule_bytes)
+    scorer = Scorer(study, size.masks, size.batch_size, not given.no_chain_rule)
     settings = {name: getattr(given, name) for name in ("size", "budgets", "seeds", "unique", "set", "text")}
     record = {
         "benchmark": "data_constrained",
@@ -219,9 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; one thread each on a CPU [1]")
     parser.add_argument("--minutes", type=float, metavar="N", help="stop training then; the same command goes on")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings over every recipe")
-    parser.add_argument(
-        "--chain-rule-bytes", type=int, default=8192, metavar="N", help="scored left to right as well; 0: none [8192]"
-    )
+    parser.add_argument("--no-chain-rule", action="store_true", help="leave out the scores from left to right")
     parser.add_argument("--report-only", action="store_true", help="train nothing, score what is finished")
     given = parser.parse_args()
     for name in ("arms", "budgets", "seeds", "unique", "select", "report"):

@@ -42,13 +42,13 @@ class Scorer:
         study: whose runs.
         masks: of each piece of a document, for bounds.
         batch_size: rows per forward.
-        chain_rule_bytes: of the report part that diffusion models are also scored on from left to right.
+        chain_rule: whether diffusion models are also scored from left to right, a forward for each token.
     """
 
     study: Study
     masks: int
     batch_size: int
-    chain_rule_bytes: int
+    chain_rule: bool
 
     @property
     def settings(self) -> EvaluationSettings:
@@ -70,19 +70,20 @@ class Scorer:
             write_text(file, json.dumps(self._scored(lm, pieces) | {"step": step}))
         return json.loads(file.read_text(encoding="utf-8"))
 
-    def chain_rule(self, case: Case) -> dict[str, float]:
-        """Bits per byte of the first pieces from left to right, and the bound on the same; of a best checkpoint."""
-        file = self.study.folder / "scores" / f"{case.name}-chain-rule.json"
+    def left_to_right(self, case: Case) -> Score:
+        """A diffusion model's nats of each document by the chain rule, kept in a file; of the best checkpoint."""
+        file = self.study.folder / "scores" / f"{case.name}-left-to-right-{self._step(case, 'best')}.json"
         if not file.is_file():
             lm, pieces = self._opened(case, "best")
-            ends, total = 0, 0
-            while ends < len(pieces) and total < self.chain_rule_bytes:
-                total, ends = total + pieces[ends].bytes, ends + 1
-            first = pieces[:ends]
-            nats = math.fsum(chain_rule_nats(lm.codec, first, self.settings))
-            bound = float(nats_of(lm.codec, first, self.settings, name=case.name).nats_B.sum())
-            made = {name: value / total / math.log(2) for name, value in (("chain_rule", nats), ("bound", bound))}
-            write_text(file, json.dumps(made | {"bytes": total}))
+            nats_B = torch.tensor(chain_rule_nats(lm.codec, pieces, self.settings), dtype=torch.float64)
+            bytes_B = torch.tensor([piece.bytes for piece in pieces])
+            found = {
+                "is_bound": False,
+                "method": lm.backbone.diffusion.method,
+                "nats": by_document(pieces, nats_B).tolist(),
+                "bytes": by_document(pieces, bytes_B).tolist(),
+            }
+            write_text(file, json.dumps(found | {"stderr": [0.0] * len(found["nats"])}))
         return json.loads(file.read_text(encoding="utf-8"))
 
     def _opened(self, case: Case, which: str) -> tuple[DiffusionLM, list[Piece]]:
@@ -218,7 +219,7 @@ def summary(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
     if any(own != shared for own in budgets.values()):
         chosen_from["further"] = {arm: chosen(lines, arm) for arm in arms}
         picked["further"] = {arm: [scores[case, "best"] for case in chosen_from["further"][arm]] for arm in arms}
-    found: dict[str, Any] = {"results": lines, "longest_shared": longest, "chain_rule": {}}
+    found: dict[str, Any] = {"results": lines, "longest_shared": longest}
     found["budget"] = {
         name: {arm: [one.epochs for one in own] for arm, own in by_arm.items()} for name, by_arm in chosen_from.items()
     }
@@ -228,10 +229,15 @@ def summary(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
             found[name] = comparison({ARMS[arm]: own for arm, own in given.items()})
         if "autoregressive" in given and "masked-diffusion" in given:
             found[f"control_{name}"] = control(given["autoregressive"], given["masked-diffusion"])
-    if scorer.chain_rule_bytes:
-        last = [*chosen_from.values()][-1]
-        bounded = [arm for arm in arms if last[arm] and scores[last[arm][0], "best"]["is_bound"]]
-        found["chain_rule"] = {arm: [scorer.chain_rule(case) for case in last[arm]] for arm in bounded}
+    if scorer.chain_rule:
+        last = [*chosen_from][-1]
+        contenders = {ARMS[arm]: own for arm, own in picked[last].items() if own and not own[0]["is_bound"]} | {
+            f"{ARMS[arm]}, left to right": [scorer.left_to_right(case) for case in chosen_from[last][arm]]
+            for arm, own in picked[last].items()
+            if own and own[0]["is_bound"]
+        }
+        if len(contenders) > 1:
+            found["left_to_right"] = comparison(contenders)
     found["trajectories"] = [
         dataclasses.asdict(case) | {"points": trajectory(scorer.study.run(case))}
         for case in cases

@@ -118,7 +118,7 @@ def trained(modules: Any, article: Path, tmp_path_factory: pytest.TempPathFactor
     for case in cases[:-1]:
         assert runs._train(study, case, None)
     command = ["--size", "gpu", "--output", str(folder), "--text", str(article), "--arms", *ARMS]
-    command += ["--seeds", "1", "--unique", "600", "--select", "1500", "--report", "3000", "--chain-rule-bytes", "60"]
+    command += ["--seeds", "1", "--unique", "600", "--select", "1500", "--report", "3000"]
     return study, cases, [*command, "--set", *TOY]
 
 
@@ -188,7 +188,7 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
         lm = DiffusionLM.from_pretrained(study.run(case).root / "latest", device="cpu")
         assert lm.tokenizer is not None
         if case.arm == "autoregressive":
-            pieces = modules["score"].Scorer(study, 4, 8, 0).pieces(lm, 32)
+            pieces = modules["score"].Scorer(study, 4, 8, False).pieces(lm, 32)
             assert "".join(one.text for one in pieces) == "".join(text)
             nats = -math.fsum(one.log_likelihood for one in lm.score([one.text for one in pieces]))
             assert line["final"] == pytest.approx(nats / size / math.log(2), rel=1e-4)
@@ -213,7 +213,9 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
     assert by_name["masked diffusion"]["seeds"] == pytest.approx([last["final"]], rel=1e-5)
     assert [len(record["budget"][name]) for name in ("best", "further")] == [2, 2]
     assert len(record["further"]["models"]) == 2
-    assert 0 < record["chain_rule"]["masked-diffusion"][0]["chain_rule"] < 20
+    names = [one["name"] for one in record["left_to_right"]["models"]]
+    assert names == ["AR", "masked diffusion, left to right"]
+    assert all(one["kind"] == "exact" and 0 < one["bits_per_byte"] < 20 for one in record["left_to_right"]["models"])
 
 
 def made_score(generator: random.Random, *, bounded: bool, documents: int = 12) -> dict[str, Any]:
