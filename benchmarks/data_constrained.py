@@ -106,8 +106,11 @@ def tables(record: Mapping[str, Any]) -> str:
     for name, title in titles.items():
         if name in record:
             parts += [f"{title}:", _models(record[name]), _pairs(record[name])]
-        if f"control_{name}" in record:
-            parts += [f"{title}, by the bound and by TDLM's loss:", _control(record[f"control_{name}"])]
+    if record["control"]:
+        parts += [
+            "AR, masked diffusion and what TDLM's loss says of it, best checkpoints:",
+            _control(record["control"]),
+        ]
     return "\n\n".join(parts)
 
 
@@ -139,19 +142,15 @@ def _pairs(found: Mapping[str, Any]) -> str:
 
 
 def _control(found: Mapping[str, Any]) -> str:
-    exact = found["models"][0]["name"]
-    rows, verdict = [], ""
-    for model in found["models"]:
-        pair = next((one for one in found["pairs"] if (one["a"], one["b"]) == (exact, model["name"])), None)
-        if pair is None:
-            rows.append([model["name"], model["nats_per_token"], f"{model['bits_per_byte']:.3f}", ""])
-            continue
-        interval = f"{-pair['difference']:+.3f} ({-pair['high']:+.3f} to {-pair['low']:+.3f})"
-        rows.append([model["name"], model["nats_per_token"], f"{model['bits_per_byte']:.3f}", interval])
-        if model["name"] == TDLM:
-            verdict = "a win over AR" if pair["low"] > 0 else "no win over AR"
-    table = measure.table(["", "nats/token", "bits/byte", "minus AR"], rows)
-    return f"{table}\n\nBy TDLM's number masked diffusion would have been declared {verdict}."
+    rows = []
+    for name, one in found.items():
+        exact, *others = one["models"]
+        row = [name, *(f"{model['bits_per_byte']:.3f}" for model in one["models"])]
+        for other in others:
+            pair = next(pair for pair in one["pairs"] if (pair["a"], pair["b"]) == (exact["name"], other["name"]))
+            row.append(f"{-pair['difference']:+.3f} ({-pair['high']:+.3f} to {-pair['low']:+.3f})")
+        rows.append(row)
+    return measure.table(["", "AR", "bound", TDLM, "bound - AR", f"{TDLM} - AR"], rows)
 
 
 def main() -> None:
@@ -194,7 +193,7 @@ def main() -> None:
     measure.written(record, folder / "data-constrained.json")
     measure.write_csv(record["results"], folder / "data-constrained.csv")
     draw(record, folder / "data-constrained.png")
-    if "control_best" in record:
+    if record["control"]:
         draw_control(record, folder / "data-constrained-control.png")
     print(tables(record))
 

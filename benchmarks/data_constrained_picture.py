@@ -1,7 +1,7 @@
 """The pictures of the data-constrained study: a record enters, a PNG leaves.
 
 `draw` shows the arms over epochs: along the longest runs on the selection part, and by budget on the report part.
-`draw_control` shows one diffusion model's bound, its chain rule and TDLM's number beside autoregression.
+`draw_control` shows masked diffusion's bound and TDLM's number of the same checkpoints beside autoregression.
 """
 
 from __future__ import annotations
@@ -53,36 +53,23 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
 
 
 def draw_control(record: Mapping[str, Any], file: Path) -> None:
-    """Bars with intervals: who wins by which number, at best and at the last checkpoint of the longest budget."""
-    panels = [
-        (f"control_{name}", title)
-        for name, title in (
-            ("longest", f"last checkpoints, {record['longest_shared']} epochs"),
-            ("best", "both at their best"),
-            ("further", "both at their best, further budgets included"),
-        )
-        if f"control_{name}" in record
-    ]
-    figure, grid = _figure(len(panels), (5.6 * len(panels) + 1, 2.9), share_y=True)
-    names = {"AR": "AR, exact", "bound": "masked diffusion,\nbound", TDLM: "the same model,\nTDLM's number"}
-    colours = {
-        "AR": METHOD_COLOURS["autoregressive"],
-        "bound": METHOD_COLOURS["masked_diffusion"],
-        TDLM: "#8C8C8C",
+    """AR's best checkpoint of each budget, masked diffusion's, and what TDLM's loss says of the latter."""
+    figure, (axes,) = _figure(1, (7.4, 4.2), share_y=True)
+    series = {
+        "AR, exact": ("autoregressive", "best", METHOD_COLOURS["autoregressive"], "-"),
+        "masked diffusion, bound": ("masked-diffusion", "best", METHOD_COLOURS["masked_diffusion"], "-"),
+        f"the same checkpoints, {TDLM}": ("masked-diffusion", "best_tdlm", "#6E6E6E", "--"),
     }
-    for axes, (key, title) in zip(grid, panels, strict=True):
-        models = record[key]["models"]
-        for place, model in enumerate(models):
-            value = model["bits_per_byte"]
-            spread = [[value - model["low"]], [model["high"] - value]]
-            axes.barh(place, value, xerr=spread, color=colours[model["name"]], height=0.62, capsize=3)
-            axes.text(model["high"], place, f"  {value:.2f}", va="center", fontsize=9)
-        axes.set_yticks(range(len(models)), [names[model["name"]] for model in models])
-        axes.set_xlim(0, 1.15 * max(model["high"] for model in models))
-        axes.set_title(title, fontsize=10.5)
-        axes.set_xlabel("bits per byte")
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0].invert_yaxis()
+    for label, (arm, figure_of, colour, style) in series.items():
+        lines = [line for line in record["results"] if line["arm"] == arm]
+        budgets = sorted({line["epochs"] for line in lines})
+        values = [[line[figure_of] for line in lines if line["epochs"] == budget] for budget in budgets]
+        _draw_seeds(axes, budgets, values, label=label, color=colour, linestyle=style, marker="o", markersize=4.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("epochs of the run")
+    axes.set_ylabel("held-out bits per byte, best checkpoint")
+    _plain_ticks(axes)
+    axes.legend(frameon=False, fontsize=9)
     _save(figure, file)
 
 
@@ -92,9 +79,8 @@ def _draw_course(axes: Axes, runs: Sequence[Mapping[str, Any]], arm: str) -> Non
     colour, style, _ = STYLES[arm]
     steps = [point["step"] for point in runs[0]["points"]]
     epochs = [step / steps[-1] * runs[0]["epochs"] for step in steps]
-    columns = [*zip(*([point["bits_per_byte"] for point in run["points"]] for run in runs), strict=True)]
-    axes.plot(epochs, [statistics.fmean(one) for one in columns], color=colour, linestyle=style, linewidth=1.8)
-    axes.fill_between(epochs, [min(one) for one in columns], [max(one) for one in columns], color=colour, alpha=0.2)
+    values = [*zip(*([point["bits_per_byte"] for point in run["points"]] for run in runs), strict=True)]
+    _draw_seeds(axes, epochs, values, color=colour, linestyle=style)
 
 
 def _draw_budgets(axes: Axes, lines: Sequence[Mapping[str, Any]], arm: str) -> None:
@@ -104,12 +90,16 @@ def _draw_budgets(axes: Axes, lines: Sequence[Mapping[str, Any]], arm: str) -> N
         [[line[which] for line in lines if line["epochs"] == budget] for budget in budgets]
         for which in ("best", "final")
     )
-    means = [statistics.fmean(one) for one in best]
-    options = {"color": colour, "linestyle": style, "marker": mark, "markersize": 4.5, "linewidth": 1.8}
-    axes.plot(budgets, means, label=ARMS[arm], **options)
-    axes.fill_between(budgets, [min(one) for one in best], [max(one) for one in best], color=colour, alpha=0.2)
+    _draw_seeds(axes, budgets, best, label=ARMS[arm], color=colour, linestyle=style, marker=mark, markersize=4.5)
     last = [statistics.fmean(one) for one in final]
     axes.scatter(budgets, last, marker=mark, s=42, facecolors="none", edgecolors=colour, linewidths=1.3, zorder=3)
+
+
+def _draw_seeds(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], **options: Any) -> None:
+    """A line through the means of the seeds, and a band from the lowest to the highest."""
+    axes.plot(places, [statistics.fmean(one) for one in values], linewidth=1.8, **options)
+    low, high = [min(one) for one in values], [max(one) for one in values]
+    axes.fill_between(places, low, high, color=options["color"], alpha=0.2, linewidth=0)
 
 
 def _figure(columns: int, size: tuple[float, float], *, share_y: bool) -> tuple[Figure, Sequence[Axes]]:
@@ -123,14 +113,14 @@ def _figure(columns: int, size: tuple[float, float], *, share_y: bool) -> tuple[
 
 
 def _plain_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.yaxis.set_major_locator(FixedLocator([2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 40, 100, 200, 400, 1000]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

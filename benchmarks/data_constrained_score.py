@@ -200,6 +200,26 @@ def control(autoregressive: Sequence[Score], diffusion: Sequence[Score]) -> dict
     return record
 
 
+def controls(
+    scores: Scores, chosen_from: Mapping[str, Mapping[str, Sequence[Case]]], budgets: Sequence[int]
+) -> dict[str, Any]:
+    """The control at each budget, of best checkpoints, and of the choices over several budgets."""
+    pairs = {}
+    for budget in budgets:
+        both = [
+            [case for case, which in scores if (case.arm, case.epochs, which) == (arm, budget, "best")]
+            for arm in ("autoregressive", "masked-diffusion")
+        ]
+        pairs[f"{budget} epochs"] = both
+    for name, by_arm in chosen_from.items():
+        pairs[name] = [[*by_arm.get(arm, ())] for arm in ("autoregressive", "masked-diffusion")]
+    return {
+        name: control(*([scores[case, "best"] for case in cases] for cases in both))
+        for name, both in pairs.items()
+        if all(both)
+    }
+
+
 def summary(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
     """All figures of the finished runs: `best` and `longest` of the budgets that all arms have, `further` of all."""
     scores = {(case, which): scorer.score(case, which) for case in cases for which in CHECKPOINTS}
@@ -227,8 +247,7 @@ def summary(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
         given = {arm: own for arm, own in contenders.items() if own}
         if len(given) > 1:
             found[name] = comparison({ARMS[arm]: own for arm, own in given.items()})
-        if "autoregressive" in given and "masked-diffusion" in given:
-            found[f"control_{name}"] = control(given["autoregressive"], given["masked-diffusion"])
+    found["control"] = controls(scores, chosen_from, sorted(shared))
     if scorer.chain_rule:
         last = [*chosen_from][-1]
         contenders = {ARMS[arm]: own for arm, own in picked[last].items() if own and not own[0]["is_bound"]} | {

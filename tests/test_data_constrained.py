@@ -171,7 +171,7 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
     assert study.finished(cases[-1]), "the last run was trained by a process of its own"
     printed = capfd.readouterr().out
     assert "At their best:" in printed and "Last checkpoints at 3 epochs:" in printed
-    assert "would have been declared" in printed
+    assert "what TDLM's loss says of it" in printed
     record = json.loads((study.folder / "data-constrained.json").read_text())
     assert record["unfinished"] == 0
     with (study.folder / "data-constrained.csv").open(newline="") as lines:
@@ -206,8 +206,9 @@ def test_the_study_ends_and_reports_what_the_checkpoints_say(
     picked = min(own, key=lambda one: one["select_best"])
     by_name = {one["name"]: one for one in record["best"]["models"]}
     assert by_name["masked diffusion"]["seeds"] == pytest.approx([picked["best"]], rel=1e-5)
-    control = {one["name"]: one for one in record["control_best"]["models"]}
+    control = {one["name"]: one for one in record["control"]["best"]["models"]}
     assert control["TDLM's number"]["bits_per_byte"] == pytest.approx(picked["best_tdlm"], rel=1e-5)
+    assert [*record["control"]] == ["1 epochs", "3 epochs", "best", "further"]
     last = next(one for one in own if one["epochs"] == 3)
     by_name = {one["name"]: one for one in record["longest"]["models"]}
     assert by_name["masked diffusion"]["seeds"] == pytest.approx([last["final"]], rel=1e-5)
