@@ -27,6 +27,52 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
     assert config.load(Recipe, overrides=["data.tokenizer=null"]).data.tokenizer is None
 
 
+def test_of_several_files_the_later_ones_win(tmp_path: Path) -> None:
+    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text("name: below\ntraining: {steps: 7, learning_rate: 1e-4}\ndata: {train: [a.txt]}\n")
+    above.write_text("training: {steps: 9}\ndata: {train: [b.txt, c.txt]}\n")
+    recipe = config.load(Recipe, file=[below, above])
+    assert (recipe.name, recipe.training.steps, recipe.training.learning_rate) == ("below", 9, 1e-4)
+    assert recipe.data.train == ("b.txt", "c.txt")
+    assert config.load(Recipe, file=[above, below], overrides=["name=x"]).training.steps == 7
+    assert config.load(Recipe, file=[]) == Recipe()
+    above.write_text("training: {stepz: 9}\n")
+    with pytest.raises(SettingsError, match=rf"Unknown key `training.stepz` in {above}"):
+        config.load(Recipe, file=[below, above])
+
+
+def arms() -> dict[str, dict[str, object]]:
+    """Every arm's recipe as text says it."""
+    files = sorted((_FOLDER / "data-constrained").glob("*.yaml"))
+    return {file.stem: config.read_yaml(file) for file in files if file.stem != "gpu"}
+
+
+def test_the_arms_of_the_data_constrained_study_differ_in_what_they_are_called_after() -> None:
+    found = arms()
+    assert len(found) == 7
+    for tree in found.values():
+        for name in ("name", "objective"):
+            del tree[name]
+        for name in ("weight_decay", "dropout"):
+            tree["training"].pop(name, None)  # type: ignore[attr-defined]
+    first, *others = found.values()
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("arm", [*arms()])
+def test_the_gpu_size_goes_over_every_arm(arm: str) -> None:
+    folder = _FOLDER / "data-constrained"
+    small = config.load(Recipe, file=folder / f"{arm}.yaml")
+    large = config.load(Recipe, file=[folder / f"{arm}.yaml", folder / "gpu.yaml"])
+    assert (large.name, large.objective) == (small.name, small.objective)
+    assert (large.training.dropout, large.training.weight_decay) == (
+        small.training.dropout,
+        small.training.weight_decay,
+    )
+    assert (large.model.hidden_size, large.model.num_hidden_layers, large.training.precision) == (384, 8, "bf16")
+    assert large.data.context_length <= large.model.max_position_embeddings
+
+
 def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
     recipe = config.load(Recipe, overrides=["training.adam_betas=[0.9, 0.99]", "sampling.stop=[a, b]", "name=x"])
     file = tmp_path / "again.yaml"

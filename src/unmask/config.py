@@ -1,7 +1,8 @@
 """Typed settings from YAML files and `key=value` overrides; this module knows no setting by name.
 
 In: a frozen dataclass type, a file, overrides. Out: an instance, or a `SettingsError` that names the key, the value,
-what is allowed and the nearest known name. Precedence: defaults < file < overrides. `jsonargparse` does the typing.
+what is allowed and the nearest known name. Precedence: defaults < files in their order < overrides. `jsonargparse` does
+the typing.
 """
 
 from __future__ import annotations
@@ -28,20 +29,25 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def load(
     kind: type[T],
     *,
-    file: str | Path | None = None,
+    file: str | Path | Sequence[str | Path] | None = None,
     over: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     read: Callable[[Path], dict[str, Any]] | None = None,
 ) -> T:
     """Read settings of type `kind` from a YAML file, with a tree over it and `key.path=value` overrides on top.
 
-    `read` makes the tree of the file where its words are not all our own.
+    Of several files each one goes over those before it. `read` makes the tree of a file where its words are not all our
+    own.
 
     Raises:
         SettingsError: the file is missing or not YAML, or a key or value is wrong.
     """
-    tree: dict[str, Any] = {} if file is None else (read or read_yaml)(Path(file))
-    check_keys(kind, tree, source=str(file))
+    files = [file] if isinstance(file, str | Path) else [*(file or ())]
+    tree: dict[str, Any] = {}
+    for one in files:
+        found = (read or read_yaml)(Path(one))
+        check_keys(kind, found, source=str(one))
+        tree = merged(tree, found)
     tree = merged(tree, over or {})
     for override in overrides:
         _apply(kind, tree, override)

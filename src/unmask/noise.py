@@ -41,6 +41,7 @@ class Purpose(enum.IntEnum):
     CLEAN_SHARE = 16
     RESAMPLE = 17
     PROBE = 18
+    INPUT_MASK = 19
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -57,6 +57,19 @@ def test_print_config_and_dry_run_train_nothing(folder: Path, capsys: pytest.Cap
     assert not (folder / "dry" / "checkpoints").exists()
 
 
+def test_recipes_lie_over_one_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "over.yaml").write_text("training: {steps: 3}\nname: over\n")
+    words = ["train", str(folder / "recipe.yaml"), str(folder / "over.yaml"), "seed=4", "--print-config"]
+    assert main(words) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["name"], printed["seed"], printed["training"]["steps"]) == ("over", 4, 3)
+    assert printed["training"]["batch_size"] == recipes.tree(folder)["training"]["batch_size"]
+    line = failed(capsys, "train", folder / "recipe.yaml", folder / "gone.yaml")
+    assert "There is no recipe file" in line
+    assert "gone.yaml" in line
+    assert "the form key=value, got `seed`" in failed(capsys, "train", folder / "recipe.yaml", "seed")
+
+
 def test_generate_prints_text_or_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(folder / "tiny")
     assert main(["generate", run, "the cat", "--max-new-tokens", "6", "--seed", "1"]) == 0

@@ -1,4 +1,4 @@
-"""`unmask train RECIPE.yaml [key=value ...]`."""
+"""`unmask train RECIPE.yaml [RECIPE.yaml ...] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from unmask.cli.options import Parser, help_of_settings, parser, quiet_libraries
 from unmask.errors import SettingsError
 from unmask.settings.recipe import Recipe
 
+_SUFFIXES = (".yaml", ".yml")
 _EXAMPLES = """\
   unmask train recipes/python-docs.yaml
   unmask train recipes/python-docs.yaml data.train=my.jsonl training.steps=2000 name=mine
   unmask train recipes/python-docs.yaml --resume auto
+  unmask train recipes/data-constrained/masked-diffusion.yaml recipes/data-constrained/gpu.yaml
   unmask train recipes/python-docs.yaml --dry-run
   unmask train recipes/python-docs.yaml --eval-only              # scores the held-out text with the best checkpoint
   accelerate launch --num_processes 2 -m unmask train recipes/python-docs.yaml
@@ -35,8 +37,8 @@ def run(arguments: Sequence[str]) -> int:
         print(help_of_settings(Recipe))
         return 0
     words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
-    file = words.pop(0) if words and "=" not in words[0] else None
-    recipe, notes = _recipe(parsed, file, words)
+    files = [word for at, word in enumerate(words) if "=" not in word and (at == 0 or Path(word).suffix in _SUFFIXES)]
+    recipe, notes = _recipe(parsed, files, [word for word in words if word not in files])
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main:
         print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
@@ -55,16 +57,18 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     outcome = train(recipe, resume=parsed.resume)
     if outcome.signal is not None and outcome.is_main:
-        print(f"Stopped and saved. Go on with: unmask train {file or ''} ... --resume auto", file=sys.stderr)
+        print(f"Stopped and saved. Go on with: unmask train {' '.join(files)} ... --resume auto", file=sys.stderr)
     elif outcome.is_main:
         print(outcome.run.root)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _options() -> Parser:
-    options = parser("train", "Train a model from a recipe (defaults < file < flags < key=value).", _EXAMPLES)
+    options = parser("train", "Train a model from a recipe (defaults < files < flags < key=value).", _EXAMPLES)
     options.add_argument("recipe", nargs="?", help="YAML file; without one, the defaults")
-    options.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file")
+    options.add_argument(
+        "overrides", nargs="*", metavar="RECIPE|key=value", help="further files, each over those before it; settings"
+    )
     options.add_argument(
         "--resume", metavar="auto|CHECKPOINT",
         help="go on from the run's latest checkpoint, or from this one: runs/NAME[/best|/checkpoints/step-N]",
@@ -77,9 +81,9 @@ def _options() -> Parser:
     return options
 
 
-def _recipe(parsed: argparse.Namespace, file: str | None, words: Sequence[str]) -> tuple[Recipe, list[str]]:
+def _recipe(parsed: argparse.Namespace, files: Sequence[str], words: Sequence[str]) -> tuple[Recipe, list[str]]:
     """The recipe that the command line means, and what there is to tell about it."""
-    given = tdlm_files.given(parsed, file, words)
+    given = tdlm_files.given(parsed, files[0] if files else None, words)
     if tdlm_files.is_yaml(parsed.config):
         parsed.config = None
     starts = not (parsed.print_config or parsed.dry_run or parsed.eval_only)
@@ -89,7 +93,8 @@ def _recipe(parsed: argparse.Namespace, file: str | None, words: Sequence[str]) 
     if not given.is_named:
         over |= _run_named(parsed.resume, is_started=parsed.eval_only)
     over |= given.flags
-    recipe = config.load(Recipe, file=given.file, over=over, overrides=given.overrides, read=tdlm_files.read)
+    below = [*([] if given.file is None else [given.file]), *files[1:]]
+    recipe = config.load(Recipe, file=below, over=over, overrides=given.overrides, read=tdlm_files.read)
     return recipe, [*given.notes, *notes]
 
 

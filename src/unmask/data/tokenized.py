@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,13 @@ class TokenizedText:
             raise DataError(f"The tokenised text in {folder} is damaged. Remove the folder; it will be made again.")
         return TokenizedText(tokens, sizes, starts, supervised, folder / "places.txt")
 
+    def first(self, tokens: int) -> TokenizedText:
+        """The documents in the first `tokens` tokens, the last one perhaps cut; all of them if there are no more."""
+        documents = int(np.searchsorted(self.starts[:-1], tokens))
+        starts = np.minimum(self.starts[: documents + 1], tokens)
+        supervised = None if self.supervised is None else self.supervised[:tokens]
+        return TokenizedText(self.tokens[:tokens], self.bytes[:tokens], starts, supervised, self.places)
+
     def place(self, document: int) -> str:
         """What a document was made of: file and line, as far as that was written down."""
         if self.places is None:
@@ -127,6 +134,17 @@ def _encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
             lengths = byte_lengths(text, [stop for _, stop in offsets])
             sizes = np.append(lengths, [0] * len(end)).astype(np.uint16)
             yield Document(np.array(ids + end, dtype=np.uint32), sizes)
+
+
+def beginning(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> Iterator[str]:
+    """The texts in their first `tokens` tokens, EOS after each of them included; the last one perhaps cut."""
+    for text in texts:
+        if tokens <= 0:
+            return
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        stops = [stop for _, stop in cast("list[tuple[int, int]]", encoded["offset_mapping"])]
+        yield text if len(stops) <= tokens else text[: stops[tokens - 1]]
+        tokens -= len(stops) + 1
 
 
 def byte_lengths(text: str, stops: list[int]) -> NDArray[np.int64]:

@@ -56,6 +56,34 @@ class RowNats(NamedTuple):
     bytes_B: Tensor
 
 
+class Versions(NamedTuple):
+    """What a masked-diffusion model made of masked versions of each row; float64 unless said otherwise.
+
+    Attributes:
+        nats_BK: cross-entropy of all masked tokens of a version.
+        estimate_BK: the row's nats as that version alone estimates them, n/m times the same.
+        masked_BK: int64; masked tokens, uniform on 1..n.
+        time_BK: which the counts were made of; those of a row are spread evenly.
+        size_B: int64; tokens n that could have been masked.
+        tokens_B: as in `RowNats`.
+        bytes_B: as in `RowNats`.
+    """
+
+    nats_BK: Tensor
+    estimate_BK: Tensor
+    masked_BK: Tensor
+    time_BK: Tensor
+    size_B: Tensor
+    tokens_B: Tensor
+    bytes_B: Tensor
+
+    @property
+    def bound(self) -> RowNats:
+        """The ELBO: the mean over the versions, with its standard error."""
+        ordered_BK = self.estimate_BK.gather(1, self.time_BK.argsort(dim=1))
+        return RowNats(self.estimate_BK.mean(dim=1), systematic_stderr(ordered_BK), self.tokens_B, self.bytes_B)
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Negative log-likelihood of a text.
@@ -141,22 +169,28 @@ def row_nats(
         options = {"masks": settings.masks_per_sequence, "batch_size": settings.batch_size, "seed": settings.seed}
         return RowNats(*block_nats(backbone, batch, losses, **options), *_scored(batch))
     if is_bound(backbone):
-        return _elbo(backbone, batch, settings, losses)
+        return masked_versions(backbone, batch, settings, losses).bound
     batch = autoregressive.predictable(batch)
     example = autoregressive.example(batch).to(backbone.device)
     nats_B = _summed(losses(example), example.group_R, batch)
     return RowNats(nats_B, torch.zeros_like(nats_B), *_scored(batch))
 
 
-def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses: Losses) -> RowNats:
-    """LLaDA's count estimator with K stratified counts for each row; draws are keyed by the rows' uids."""
+@torch.inference_mode()
+def masked_versions(
+    backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses: Losses | None = None
+) -> Versions:
+    """LLaDA's count estimator with K stratified counts for each row, version by version; arguments as in `row_nats`."""
+    losses = losses or functools.partial(_losses, backbone)
     entry, copies = backbone.diffusion, settings.masks_per_sequence
     assert entry.mask_token_id is not None
     batch = masked_diffusion.predictable(batch, logit_shift=entry.logit_shift)
     rows = dataclasses.replace(batch, global_row_B=batch.uid_B, step=0).repeated(copies)
     offset_B1 = noise.uniform(Purpose.TIME, settings.seed, batch.uid_B)[:, None]
     time_BK = (offset_B1 + torch.arange(copies) / copies) % 1
+    nats: list[Tensor] = []
     estimates: list[Tensor] = []
+    masked: list[Tensor] = []
     for start in range(0, time_BK.numel(), settings.batch_size):
         stop = start + settings.batch_size
         part, time_RG = rows.rows(start, stop), time_BK.flatten()[start:stop, None]
@@ -164,10 +198,14 @@ def _elbo(backbone: Backbone, batch: Batch, settings: EvaluationSettings, losses
         example = masked_diffusion.corrupted_example(
             part, corruption, mask_token_id=entry.mask_token_id, logit_shift=entry.logit_shift
         ).to(backbone.device)
-        estimates.append(_summed(losses(example) * example.weight_R, example.group_R, part))
-    nats_BK = torch.cat(estimates).view(-1, copies)
-    ordered_BK = nats_BK.gather(1, time_BK.argsort(dim=1))
-    return RowNats(nats_BK.mean(dim=1), systematic_stderr(ordered_BK), *_scored(batch))
+        nats_R = losses(example)
+        nats.append(_summed(nats_R, example.group_R, part))
+        estimates.append(_summed(nats_R * example.weight_R, example.group_R, part))
+        masked.append(corruption.masked_BL.sum(dim=1))
+    nats_BK, estimate_BK, masked_BK = (torch.cat(one).view(-1, copies) for one in (nats, estimates, masked))
+    tokens_B, bytes_B = _scored(batch)
+    size_B = batch.supervised_BL.sum(dim=1)
+    return Versions(nats_BK, estimate_BK, masked_BK, time_BK, size_B, tokens_B, bytes_B)
 
 
 def _scored(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from unmask.data.batch import Batch
 from unmask.errors import DataError
 from unmask.evaluation import answers
 from unmask.evaluation.answers import Pair
@@ -88,14 +89,8 @@ def nats_of(codec: PromptCodec, pieces: Sequence[Piece], settings: EvaluationSet
     Raises:
         DataError: the model did not score every byte (its tokenizer has no token to put in front).
     """
-    order = sorted(range(len(pieces)), key=lambda at: -len(pieces[at].text))  # equal lengths pad least
-    parts: list[RowNats] = []
-    for start in range(0, len(order), settings.batch_size):
-        chosen = order[start : start + settings.batch_size]
-        batch = text_batch(codec, [pieces[at].text for at in chosen], or_end=True)
-        parts.append(row_nats(codec.backbone, dataclasses.replace(batch, uid_B=torch.tensor(chosen)), settings))
-    place = torch.tensor(order).argsort()
-    rows = RowNats(*(torch.cat(fields)[place] for fields in zip(*parts, strict=True)))
+    parts = [row_nats(codec.backbone, batch, settings) for batch in batches(codec, pieces, settings.batch_size)]
+    rows = RowNats(*(in_order(fields, pieces) for fields in zip(*parts, strict=True)))
     for piece, scored in zip(pieces, rows.bytes_B.tolist(), strict=True):
         if scored != piece.bytes:
             raise DataError(
@@ -103,6 +98,20 @@ def nats_of(codec: PromptCodec, pieces: Sequence[Piece], settings: EvaluationSet
                 "same bytes; a model whose tokenizer has neither BOS nor end of text cannot score the first token."
             )
     return rows
+
+
+def batches(codec: PromptCodec, pieces: Sequence[Piece], batch_size: int) -> Iterator[Batch]:
+    """The pieces as batches, the longest first so that equal lengths pad least; a row's uid is its piece's number."""
+    order = _by_length(pieces)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = text_batch(codec, [pieces[at].text for at in chosen], or_end=True)
+        yield dataclasses.replace(batch, uid_B=torch.tensor(chosen))
+
+
+def in_order(values: Sequence[torch.Tensor], pieces: Sequence[Piece]) -> torch.Tensor:
+    """The rows of all `batches` as one tensor, in the order of the pieces."""
+    return torch.cat([*values])[torch.tensor(_by_length(pieces)).argsort()]
 
 
 def chain_rule_nats(codec: PromptCodec, pieces: Sequence[Piece], settings: EvaluationSettings) -> list[float]:
@@ -118,6 +127,10 @@ def by_document(pieces: Sequence[Piece], values_B: torch.Tensor) -> torch.Tensor
     """The sums over the pieces of each document that has any, in order."""
     numbers, place_B = torch.tensor([piece.document for piece in pieces]).unique(return_inverse=True)
     return torch.zeros(len(numbers), dtype=values_B.dtype).index_add(0, place_B, values_B)
+
+
+def _by_length(pieces: Sequence[Piece]) -> list[int]:
+    return sorted(range(len(pieces)), key=lambda at: -len(pieces[at].text))
 
 
 def _front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -164,10 +164,11 @@ def create(
 
 
 def adapted(checkpoint: Checkpoint, settings: ObjectiveSettings) -> Checkpoint:
-    """The same checkpoint made ready for a training method: it gets a mask token if the method needs one."""
+    """The same checkpoint made ready for a training method: it gets a mask token if that needs one."""
     backbone = checkpoint.backbone
     entry = backbone.diffusion
-    if settings.method != "autoregressive" and entry.mask_token_id is None:
+    masks = settings.method != "autoregressive" or settings.input_mask_ratio > 0
+    if masks and entry.mask_token_id is None:
         if backbone.adapter is not None:
             raise CheckpointError(
                 f"The adapter has no mask token, and {settings.method} needs one. Merge it first: unmask merge "

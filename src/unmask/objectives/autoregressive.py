@@ -2,6 +2,11 @@
 
 A document that starts with BOS is predicted from its first token on, so that autoregression and diffusion score the
 same tokens; without BOS the first token has no predecessor and is left out.
+
+Training may replace a share of the input by the mask token and still predict the clean text, which acts against
+overfitting where text is repeated (Ni et al., arXiv 2511.03276; Gao et al., arXiv 2510.04071). Such a loss is no
+likelihood; evaluation reads the clean text.
+Shapes: B rows, L length, R supervised rows.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from typing import Literal
 
 import torch
 
-from unmask import attention
+from unmask import attention, noise
 from unmask.data.batch import Batch
+from unmask.noise import Purpose
 from unmask.objectives.example import Example, normalized
 
 
@@ -35,6 +41,25 @@ def example(batch: Batch, *, normalize: Literal["tokens", "answers"] = "tokens")
         denominator_T=ones_R.sum(dtype=torch.float64)[None],
     )
     return normalized(made, supervised_BL.sum(dim=1)[None], normalize)
+
+
+def masked_example(
+    batch: Batch, *, ratio: float, mask_token_id: int, seed: int, normalize: Literal["tokens", "answers"] = "tokens"
+) -> Example:
+    """The next-token example of a clean batch whose input is masked in part, for training.
+
+    Args:
+        batch: clean rows; what is not supervised (BOS, prompts) stays as it is.
+        ratio: probability of each token to be masked in the input, by itself.
+        mask_token_id: what a masked token is replaced by.
+        seed: of every draw, with the batch's step and rows.
+        normalize: as in `example`.
+    """
+    column_L = torch.arange(batch.ids_BL.shape[1], device=batch.ids_BL.device)
+    chance_BL = noise.uniform(Purpose.INPUT_MASK, seed, batch.step, batch.global_row_B[:, None], column_L)
+    masked_BL = batch.supervised_BL & (chance_BL < ratio)
+    made = example(batch, normalize=normalize)
+    return dataclasses.replace(made, ids_BL=batch.ids_BL.masked_fill(masked_BL, mask_token_id))
 
 
 def predictable(batch: Batch) -> Batch:

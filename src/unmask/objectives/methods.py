@@ -22,14 +22,22 @@ def objective(
     """The objective of a checkpoint under the given settings; a curriculum needs the optimiser steps of the run.
 
     Raises:
-        SettingsError: a diffusion objective for a checkpoint without a mask token.
+        SettingsError: an objective with masks for a checkpoint without a mask token.
     """
-    if settings.method == "autoregressive":
+    if settings.method == "autoregressive" and settings.input_mask_ratio == 0:
         return functools.partial(autoregressive.example, normalize=settings.normalize)
     if diffusion.mask_token_id is None:
         raise SettingsError(
             f"{settings.method} needs a mask token, and this checkpoint has none (method {diffusion.method}). "
             "Train it with this method first, which adds one."
+        )
+    if settings.method == "autoregressive":
+        return functools.partial(
+            autoregressive.masked_example,
+            ratio=settings.input_mask_ratio,
+            mask_token_id=diffusion.mask_token_id,
+            seed=seed,
+            normalize=settings.normalize,
         )
     if settings.method in ("block_diffusion", "tidar"):
         assert diffusion.block_length is not None, "a checkpoint made ready for this method has one"

@@ -14,7 +14,7 @@ OverLong = Literal["error", "drop", "cut"]
 _ROWS = ("chat", "ckpt")
 """Formats whose documents have rows of their own, and prompts that are not supervised."""
 _ONLY_FOR = {
-    **dict.fromkeys(("text_field", "separator"), ("text",)),
+    **dict.fromkeys(("text_field", "separator", "max_tokens"), ("text",)),
     **dict.fromkeys(("prompt_field", "answer_field", "chat_template", "supervise"), ("chat",)),
     **dict.fromkeys(("pad_mode", "eos_cap"), _ROWS),
 }
@@ -55,6 +55,9 @@ class DataSettings:
     """`bpe` or `byte` (trained on, or made for, the text), a folder or hub id; default: the model's, else `bpe`."""
     vocabulary_size: int = 4096
     """Size of a trained BPE vocabulary, special tokens included."""
+    max_tokens: int | None = None
+    """Unique tokens to learn from: the first ones of the training text, end-of-text tokens included; held-out text is
+    not limited. A trained BPE learns from as much of the text as it takes. Default: all."""
     context_length: int = 256
     """Tokens per row of text, the leading BOS included, or per neatly packed row; the most tokens of a conversation."""
     neat_packing: bool = False
@@ -80,6 +83,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         at_least(2, context_length=self.context_length)
         at_least(300, vocabulary_size=self.vocabulary_size)
+        at_least(1, max_tokens=self.max_tokens)
         in_range(0, 0.9, validation_fraction=self.validation_fraction)
         is_true(self.separator != "", "separator must not be empty. Leave it out if a file is one document.")
         at_least(1, eos_cap=self.eos_cap)

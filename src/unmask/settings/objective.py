@@ -16,6 +16,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("block_length", "block_curriculum"), ("block_diffusion", "tidar")),
     "mask_ratio_range": ("masked_diffusion", "block_diffusion", "tidar"),
     "complementary_masks": ("block_diffusion",),
+    "input_mask_ratio": ("autoregressive",),
     **dict.fromkeys(TIDAR_ONLY, ("tidar",)),
 }
 """The methods of each option that some methods do not have."""
@@ -45,6 +46,9 @@ class ObjectiveSettings:
     """elbo: the bound on the likelihood; unweighted: plain cross-entropy of the masked tokens (training only)."""
     normalize: Literal["tokens", "answers"] = "tokens"
     """Mean over all supervised tokens, or over rows of the mean in each (LLaDA's SFT: every answer weighs the same)."""
+    input_mask_ratio: float = 0.0
+    """Share of the input tokens that training replaces by the mask token, targets unchanged; evaluation never does.
+    (autoregressive)"""
     random_length_probability: float = 0.0
     """Share of optimiser steps whose rows are cut to one random length (LLaDA: 0.01)."""
     block_length: int | None = None
@@ -100,6 +104,7 @@ class ObjectiveSettings:
         at_least(1e-6, schedule_power=self.schedule_power, time_epsilon=self.time_epsilon)
         in_range(0, 0.5, time_epsilon=self.time_epsilon)
         in_range(0, 1, random_length_probability=self.random_length_probability)
+        in_range(0, 0.99, input_mask_ratio=self.input_mask_ratio)
         is_true(
             not (self.t_granularity == "block" and self.method == "masked_diffusion"),
             "t_granularity `block` belongs to block diffusion: with masked_diffusion every token sees the others, and "

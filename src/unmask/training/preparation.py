@@ -19,7 +19,7 @@ from unmask.data.sources import Sources, held_out
 from unmask.data.templates import ChatTemplate, use_template
 from unmask.data.text import Corpus
 from unmask.data.token_files import TokenFiles, words_of
-from unmask.data.tokenized import Document, TokenizedText
+from unmask.data.tokenized import Document, TokenizedText, beginning
 from unmask.errors import DataError, SettingsError
 from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
@@ -102,10 +102,11 @@ def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = byte_tokenizer()
     elif name == "bpe":
         part = _texts(data) if data.format == "text" else _conversations(data)
-        key = _key(part.sources.fingerprint(), part.fraction, data.vocabulary_size)
+        limit = () if data.max_tokens is None else (data.max_tokens,)
+        key = _key(part.sources.fingerprint(), part.fraction, data.vocabulary_size, *limit)
         kept = folder / f"bpe-{key}"
         if not (kept / "tokenizer.json").is_file():
-            train_bpe(part.texts(), data.vocabulary_size).save_pretrained(kept)
+            _trained_bpe(part, data).save_pretrained(kept)
         tokenizer = load_tokenizer(kept)
     else:
         tokenizer = load_tokenizer(name)
@@ -133,7 +134,8 @@ def prepare_text(
     data = recipe.data
     filling = _filling(recipe, tokenizer, block_length)
     text, skipped = _tokenized(data, tokenizer, folder, is_held_out=False)
-    train = _rows(text, data, filling, tokenizer)
+    learned = text if data.max_tokens is None else text.first(data.max_tokens)
+    train = _rows(learned, data, filling, tokenizer)
     if not data.validation and data.validation_fraction == 0:
         return TrainingText(train, None, skipped)
     text, skipped_there = _tokenized(data, tokenizer, folder, is_held_out=True)
@@ -219,6 +221,14 @@ def end_turns(checkpoint: Checkpoint) -> None:
     assert config is not None and tokenizer is not None
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     config.eos_token_id = sorted({one for one in known if one is not None} | {ChatTemplate(tokenizer).end_id})
+
+
+def _trained_bpe(part: _Part[str] | _Part[Conversation], data: DataSettings) -> PreTrainedTokenizerBase:
+    """A BPE trained on the part, or on as much of it as `max_tokens` of a BPE trained on all of it take."""
+    tokenizer = train_bpe(part.texts(), data.vocabulary_size)
+    if data.max_tokens is None:
+        return tokenizer
+    return train_bpe(beginning(part.texts(), tokenizer, data.max_tokens), data.vocabulary_size)
 
 
 def _texts(data: DataSettings, *, is_held_out: bool = False) -> _Part[str]:
