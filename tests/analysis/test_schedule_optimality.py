@@ -14,12 +14,16 @@ import torch
 from tests import tiny
 from unmask import noise
 from unmask.analysis.schedule_optimality import schedule_figures
+from unmask.analysis.schedules import halves
+from unmask.data.batch import Batch
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, adapted, create
 from unmask.models.tokenizers import byte_tokenizer
 from unmask.noise import Purpose
+from unmask.objectives.methods import objective
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.objective import ObjectiveSettings
+from unmask.training.module import TrainingModule
 
 SEED = 4
 
@@ -28,11 +32,25 @@ def model_of(**options: Any) -> DiffusionLM:
     return DiffusionLM(Checkpoint(tiny.backbone("masked_diffusion", **options), None))
 
 
-def texts_of(lm: DiffusionLM, number: int, length: int) -> list[list[int]]:
-    """What the model writes: texts of this length and some longer and shorter ones, so that it is their median."""
-    params = SamplingParams(max_new_tokens=length + 1, temperature=1.0, unmasking="random", n=number)
-    written = lm.generate([[1]], params)
-    return [list(one.token_ids)[: length - 1 + place % 3] for place, one in enumerate(written)]
+def texts_of(number: int, length: int) -> list[list[int]]:
+    """Runs of ids upwards, of this length and some longer and shorter ones, so that it is their median."""
+    starts = tiny.random_ids(number, seed=1).tolist()
+    return [[(start + place) % 23 for place in range(length - 1 + row % 3)] for row, start in enumerate(starts)]
+
+
+def taught() -> DiffusionLM:
+    """A model that knows such runs a little: the more of one is masked, the less sure it is."""
+    lm = model_of()
+    module = TrainingModule(lm.backbone, chunk_rows=512)
+    learner = torch.optim.Adam(lm.backbone.network.parameters(), lr=0.01)
+    learn = objective(ObjectiveSettings(), lm.backbone.diffusion, seed=0)
+    for step in range(60):
+        starts = tiny.random_ids(32, 1, seed=step)
+        example = learn(Batch.of_rows(((starts + torch.arange(9)) % 23).tolist(), step=step))
+        learner.zero_grad()
+        module(example, 1 / example.denominator_T).total.backward()
+        learner.step()
+    return lm
 
 
 @torch.no_grad()
@@ -96,8 +114,7 @@ def assert_figures(
     found: dict[str, float], rows: list[list[float]], places: int, steps: int, counts: Any, *, seed: int = SEED
 ) -> float:
     """The excess and the optimum's share of it; where several fit best, the share of one of them."""
-    order = noise.permutation(Purpose.SPLIT, len(rows), seed, 0).tolist()
-    fit, score = (mean([rows[one] for one in half]) for half in (order[: len(rows) // 2], order[len(rows) // 2 :]))
+    fit, score = (mean([rows[one] for one in half]) for half in halves(torch.arange(len(rows)), seed))
     fitted = rising(fit)
     costs = {one: excess(one, fitted) for one in every_schedule(places, steps)}
     best = [one for one, cost in costs.items() if cost < min(costs.values()) + 1e-9]
@@ -113,15 +130,14 @@ def assert_figures(
 
 
 def test_excess_and_optimum_against_every_schedule() -> None:
-    lm = model_of()
-    texts = texts_of(lm, 24, 9)
+    lm, texts = taught(), texts_of(24, 9)
     found = schedule_figures(lm, texts, SamplingParams(), seed=SEED)
     chosen = [one for one in texts if len(one) >= 9]
     assert len(chosen) == 16
     rows = nats(lm, chosen, 9, [])
     shares = [assert_figures(found, rows, 9, steps, linear(9, steps)) for steps in (4, 8)]
     assert found.keys() == {f"schedule/{name}_{steps}" for name in ("excess", "optimality") for steps in (4, 8)}
-    assert not any(math.isnan(one) for one in shares)
+    assert all(0 < one < 1 for one in shares), "the linear schedule is not the best, nor is it for nothing"
 
 
 def test_the_schedule_is_the_one_that_decodes(tmp_path: Path) -> None:
