@@ -506,12 +506,15 @@ def test_the_numbers_of_block_methods(tmp_path: Path, method: str) -> None:
 
 
 def test_conversations_mask_replies_alone(tmp_path: Path) -> None:
-    test_sft.write_chats(tmp_path)
+    chats = test_sft.write_chats(tmp_path)
+    chats.write_text(chats.read_text(encoding="utf-8").replace('"red"', '"reeeeed"'), encoding="utf-8")
     every = {"detailed_metrics_steps": STEPS, "attention_analysis_steps": STEPS, "logging_steps": STEPS}
     tree = test_sft.tree(tmp_path, None, steps=STEPS, **every) | {"seed": 3}
     tree["data"] |= {"tokenizer": "byte"}
     run, found, text = trained(tmp_path, tree)
     rows = text.held_out
     assert rows is not None
-    expected, *_ = shared_figures(run, "masked_diffusion", rows, text, number=min(8, len(rows)))
+    expected, *_, counts = shared_figures(run, "masked_diffusion", rows, text, number=min(8, len(rows)))
     assert_equal(found, expected)
+    filled = counts_of(text.train, len(counts), filled=True)
+    assert counts.index(max(counts)) != filled.index(max(filled)), "most of what is learned fills rows up"
