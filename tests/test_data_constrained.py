@@ -264,3 +264,25 @@ def test_runs_of_other_settings_are_not_taken_for_the_studys(modules: Any, train
     with pytest.raises(SystemExit, match="is a run of other settings"):
         modules["main"].main()
     assert all(study.run(case).root.is_dir() for case in cases[:-1])
+
+
+def test_the_page_says_what_the_record_says(modules: Any) -> None:
+    root = FOLDER.parent
+    page = (root / "docs" / "data-constrained.md").read_text(encoding="utf-8")
+    record = json.loads((FOLDER / "results" / "data-constrained.json").read_text(encoding="utf-8"))
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    assert record["unfinished"] == 0
+    for number, name in enumerate(modules["runs"].ARMS.values()):
+        best, last = record["best"]["models"][number], record["longest"]["models"][number]
+        assert best["name"] == last["name"] == name
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name} | {len(best['seeds'])} |"))
+        assert f"{best['bits_per_byte']:.3f}" in line
+        assert f"{last['bits_per_byte']:.3f}" in line
+    for name, found in record["control"].items():
+        if name != "further":
+            figures = [f"{model['bits_per_byte']:.3f}" for model in found["models"]]
+            assert [cell.strip() for cell in rows[name].split("|")[2:5]] == figures
+    for pair in record["best"]["pairs"]:
+        if pair["a"] == "AR":
+            figure = f"{-pair['difference']:+.3f} ({-pair['high']:+.3f} to {-pair['low']:+.3f})"
+            assert figure in rows[pair["b"]], "the table of pairs is the last one that names the arm"
