@@ -98,3 +98,26 @@ def test_terms_are_scaled_apart() -> None:
     expected = 0.5 * weighted[term_R == 0].sum() + 2.0 * weighted[term_R == 1].sum()
     assert float(found.total.detach()) == pytest.approx(float(expected), rel=1e-6)
     assert found.sum_T.tolist() == pytest.approx([float(weighted[term_R == one].sum()) for one in (0, 1)], rel=1e-5)
+
+
+def test_half_precision_keeps_the_gradients_of_a_loss_per_token() -> None:
+    """At four million tokens a step the factor of a row lies below what float16 holds, whatever a scaler does later."""
+    scale, scaler = torch.tensor([1 / 4e6]), 2.0**16
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, 16, 32, generator=generator)
+    weight = (0.2 * torch.randn(500, 32, generator=generator)).requires_grad_()
+    ids = torch.randint(0, 500, (4, 16), generator=generator)
+    made = objective(ObjectiveSettings(method="autoregressive"), tiny.backbone("autoregressive").diffusion, seed=0)(
+        Batch.of_rows(ids.tolist())
+    )
+
+    def found(dtype: torch.dtype) -> Tensor:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            total = loss(hidden, made, lambda rows: F.linear(rows, weight), parameters=(weight,), scale_T=scale).total
+        (scaler * total).backward()
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        return gradient
+
+    exact, half = found(torch.float32), found(torch.float16)
+    assert float((half - exact).norm() / exact.norm()) < 0.005

@@ -177,13 +177,15 @@ class _ChunkedLoss(torch.autograd.Function):
         gradient_RD = torch.empty_like(hidden_RD)
         gradients: list[Tensor] = []
         values: list[Tensor] = []
+        # In half precision a factor per token would vanish before a loss scaler sees it; a power of two rounds nothing.
+        unit = torch.ldexp(torch.ones_like(scale_R[0]), scale_R.abs().max().frexp().exponent)
         for start in range(0, len(scale_R), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 hidden = hidden_RD[chunk].detach().requires_grad_()
                 values_PR = rows.values(head(hidden), chunk)
                 loss_R = values_PR[0] if rows.lesson is None else values_PR[0] + values_PR[1]
-                factor_R = scale_R[chunk].to(loss_R.dtype)
+                factor_R = (scale_R[chunk] / unit).to(loss_R.dtype)
                 gradient_RD[chunk], *rest = torch.autograd.grad(loss_R, [hidden, *parameters], factor_R)
             values.append(values_PR.detach())
             if gradients:
@@ -192,12 +194,12 @@ class _ChunkedLoss(torch.autograd.Function):
             else:
                 gradients = rest
         values_PR = torch.cat(values, dim=1)
-        ctx.save_for_backward(gradient_RD, *gradients)
+        ctx.save_for_backward(unit, gradient_RD, *gradients)
         ctx.mark_non_differentiable(values_PR)
         return ((values_PR[0] + values_PR[1]) * scale_R).sum(), values_PR
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_RD, *gradients = ctx.saved_tensors
-        factor = outputs[0]
+        unit, gradient_RD, *gradients = ctx.saved_tensors
+        factor = outputs[0] * unit
         return gradient_RD * factor, None, None, None, None, *(gradient * factor for gradient in gradients)
