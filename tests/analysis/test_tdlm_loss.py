@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from unmask.analysis.metrics import MaskedTokens, metrics, sums
+from unmask.analysis.metrics import MaskedTokens, sums, weight_effects
 from unmask.analysis.tdlm_loss import tdlm_rows, tdlm_weights
 from unmask.data.batch import Batch
 from unmask.errors import SettingsError
@@ -139,8 +139,8 @@ def masked_tokens(size: int, weight_of: Tensor) -> MaskedTokens:
 def test_the_metric_of_the_weights_catches_it() -> None:
     size = 200
     count_N = torch.arange(size + 1).double()
-    right = metrics(sums(masked_tokens(size, size / count_N.clamp(min=1)), most_frequent=0))
-    wrong = metrics(sums(masked_tokens(size, tdlm_weights(size)), most_frequent=0))
+    right = weight_effects(sums(masked_tokens(size, size / count_N.clamp(min=1)), most_frequent=0))
+    wrong = weight_effects(sums(masked_tokens(size, tdlm_weights(size)), most_frequent=0))
     assert right["loss_weight/mean"] == pytest.approx(1)
     assert wrong["loss_weight/mean"] == pytest.approx(5 / 12, abs=0.005)
     assert 1 - wrong["loss_weight/mean"] > 20 * wrong["loss_weight/mean_stderr"]
