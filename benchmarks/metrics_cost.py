@@ -90,7 +90,7 @@ def main() -> None:
     for method in ("masked_diffusion", "block_diffusion", "tidar"):
         with tempfile.TemporaryDirectory() as folder:
             overrides = [f"objective.method={method}", *(QUICK if given.quick else ())]
-            found = shares(folder, steps=20 if given.quick else 400, overrides=overrides)
+            found = shares(folder, steps=20 if given.quick else 200, overrides=overrides)
         record["results"].append({"method": method, **found})
         rows.append([method, f"{found['step_seconds'] * 1000:.1f}", *(f"{one:.2%}" for one in found["share"].values())])
     header = ["method", "ms per step", *(f"{name} every {every}" for name, every in INTERVALS.items())]

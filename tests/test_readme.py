@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORTER = (
     "training.steps=2 training.batch_size=2 model.hidden_size=32 model.num_attention_heads=2 "
     "model.num_key_value_heads=1 model.num_hidden_layers=1 model.intermediate_size=32 data.vocabulary_size=400 "
-    "data.context_length=48 evaluation.max_rows=2 sampling.max_new_tokens=8"
+    "data.context_length=48 evaluation.max_rows=2 sampling.max_new_tokens=8 data.cache_dir=runs/cache"
 )
 
 
