@@ -64,6 +64,16 @@ def test_decoding_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) ->
             assert set(batches[batch]["breakdown"]) == {"unmask", "baseline"}
 
 
+def test_each_tier_of_metrics_has_its_cost(tmp_path: Path) -> None:
+    target = tmp_path / "metrics_cost.json"
+    *above, last = printed(str(FOLDER / "metrics_cost.py"), "--quick", "--json", str(target)).splitlines()
+    record = json.loads(last)
+    assert json.loads(target.read_text()) == record and "tier 3 every 2000" in above[0]
+    (found,) = record["results"]
+    assert set(found["share"]) == {"tier 1", "tier 2", "tier 3"}
+    assert 0 < found["seconds"]["tier 1"] < found["seconds"]["tier 2"] < found["seconds"]["tier 3"]
+
+
 def test_linear_layers_are_timed_in_every_order(tmp_path: Path) -> None:
     record = checked("linear.py", tmp_path / "linear.json")
     for found in record["types"].values():
