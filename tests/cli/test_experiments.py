@@ -194,10 +194,15 @@ def test_damage_is_told_and_keeps_no_other_run_from_the_list(folder: Path, capsy
         "progress": ("checkpoints/step-2/training/progress.json", b"{", "progress.json is not valid JSON"),
         "no-progress": ("checkpoints/step-2/training/progress.json", None, "so it cannot be resumed"),
         "header": ("checkpoints/step-2/model.safetensors", b"12345678{}", "is damaged"),
+        "tensor": (
+            "checkpoints/step-2/model.safetensors",
+            (8).to_bytes(8, "little") + b'{"a": 3}',
+            "is damaged",
+        ),
         "weights": ("checkpoints/step-2/model.safetensors", "half", "ends before its last tensor (model.safetensors)"),
         "no-weights": ("checkpoints/step-2/model.safetensors", None, "has no model.safetensors"),
         "model": ("checkpoints/step-2/config.json", b"[]", "must hold a JSON object"),
-        "entry": ("checkpoints/step-2/config.json", b'{"diffusion": 3}', "has no attribute 'get'"),
+        "entry": ("checkpoints/step-2/config.json", b'{"diffusion": 3}', "must be an object"),
         "status": ("status.json", b"3", "must hold a JSON object"),
     }
     for name, (file, content, _) in damages.items():

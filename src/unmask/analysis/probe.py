@@ -110,8 +110,8 @@ def uniform_counts(settings: ObjectiveSettings) -> ObjectiveSettings:
 
 
 def training_draws(settings: ObjectiveSettings) -> ObjectiveSettings:
-    """The objective on whole rows at its last block length, where each token weighs the same and has a time of its own
-    row or block."""
+    """The objective on whole rows at its last block length, where each token weighs the same and each row or block has
+    a time of its own."""
     return dataclasses.replace(
         settings,
         random_length_probability=0.0,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from unmask.analysis.information_profile import FEWEST_DOCUMENTS, mask_counts, measure, windows
 from unmask.analysis.schedules import analysed
 from unmask.lm import DiffusionLM
-from unmask.models.tokenizers import end_id, start_id
+from unmask.models.tokenizers import lead_ids
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.reveal_files import is_file_name, read
 
@@ -31,14 +31,11 @@ def schedule_figures(
     NaN where too few texts are long enough; nothing for methods other than masked diffusion, or a model without a token
     to stand in front where it needs one. Half of the texts fit the optimum, the other half score both.
     """
-    entry, tokenizer = lm.backbone.diffusion, lm.tokenizer
-    start = None if tokenizer is None else start_id(tokenizer)
-    if start is None and entry.logit_shift and tokenizer is not None:
-        start = end_id(tokenizer)
-    if entry.method != "masked_diffusion" or (entry.logit_shift and start is None):
+    entry = lm.backbone.diffusion
+    lead = lead_ids(lm.tokenizer, needed=entry.logit_shift)
+    if entry.method != "masked_diffusion" or (entry.logit_shift and not lead):
         return {}
     schedule = lm.resolved(params).reveal_schedule or "linear"
-    lead = () if start is None else (start,)
     read_texts = list(itertools.islice(texts, _READ))
     if is_file_name(schedule):
         places, steps = read(schedule).places, tuple(sorted(read(schedule).counts))

@@ -144,7 +144,7 @@ def _temperatures(parsed: argparse.Namespace) -> list[float]:
 
 def _profile(lm: DiffusionLM, parsed: argparse.Namespace) -> Profile:
     from unmask.analysis.information_profile import mask_counts, measure, windows
-    from unmask.models.tokenizers import encode, end_id, start_id
+    from unmask.models.tokenizers import encode, lead_ids
 
     tokenizer = lm.tokenizer
     if tokenizer is None:
@@ -153,14 +153,11 @@ def _profile(lm: DiffusionLM, parsed: argparse.Namespace) -> Profile:
     found = windows(ids, parsed.places, per_document=parsed.windows, max_documents=parsed.documents)
     if found.short:
         print(f"{found.short} documents of less than {parsed.places} tokens were left out", file=sys.stderr)
-    start = start_id(tokenizer)
-    if start is None and lm.backbone.diffusion.logit_shift:
-        start = end_id(tokenizer)
     return measure(
         lm.backbone,
         found,
         mask_counts(parsed.places, parsed.mask_counts),
-        lead=() if start is None else (start,),
+        lead=lead_ids(tokenizer, needed=lm.backbone.diffusion.logit_shift),
         batch_size=parsed.batch_size,
         seed=parsed.seed,
     )

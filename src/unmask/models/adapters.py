@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import CheckpointError, SettingsError, nearest, require
-from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE
+from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, read_json
 from unmask.models.quantization import is_quantized
 from unmask.noise import Purpose
 from unmask.runs import ADAPTER_FILE
@@ -141,7 +141,7 @@ def find(name: str | Path) -> SavedAdapter | None:
     from peft import LoraConfig
 
     facts_path = _file(name, FACTS_FILE)
-    entry, facts = _entries(path), {} if facts_path is None else _entries(facts_path)
+    entry, facts = (({} if one is None else read_json(one.parent, one.name)) or {} for one in (path, facts_path))
     kind, saved = entry.get("peft_type"), facts.get("diffusion")
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(path.parent))) if kind == "LORA" else None
@@ -344,17 +344,6 @@ def _file(name: str | Path, file: str) -> Path | None:
         return Path(hf_hub_download(str(name), file))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
         return None
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    """What a JSON file holds."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path} is damaged: it must hold an object, got {type(entries).__name__}.")
-    return entries
 
 
 def _check_tensors(found: Mapping[str, torch.Size], wanted: Mapping[str, Any], saved: SavedAdapter) -> None:

@@ -39,7 +39,10 @@ def read_json(folder: Path, file: str) -> dict[str, Any] | None:
 def weight_files(folder: Path, *, must_exist: bool = True) -> list[Path]:
     """The safetensors files of a checkpoint: those that its index names, else `model.safetensors`."""
     index = read_json(folder, INDEX)
-    names = [_WEIGHTS] if index is None else sorted(set(index.get("weight_map", {}).values()))
+    places = {} if index is None else index.get("weight_map", {})
+    if not isinstance(places, dict):
+        raise CheckpointError(f"The weight_map of {folder / INDEX} must be an object, got {places!r}. Copy it again.")
+    names = [_WEIGHTS] if index is None else sorted(set(places.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if must_exist and (missing or not names):
         pickled = sorted(file.name for file in folder.glob("*.bin"))
@@ -76,9 +79,8 @@ def counted(files: Sequence[Path]) -> StoredWeights:
     for file in files:
         start, tensors = _header(file)
         ends = [0]
-        for tensor in tensors:
-            values[tensor["dtype"]] += math.prod(tensor["shape"])
-            begin, end = tensor["data_offsets"]
+        for kind, shape, (begin, end) in tensors:
+            values[kind] += math.prod(shape)
             ends.append(end)
             size += end - begin
         if start + max(ends) > file.stat().st_size:
@@ -86,14 +88,20 @@ def counted(files: Sequence[Path]) -> StoredWeights:
     return StoredWeights(dict(values), size, len(files), tuple(truncated))
 
 
-def _header(file: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Where the values of a safetensors file begin, and the entries of its tensors."""
+def _header(file: Path) -> tuple[int, list[tuple[str, list[int], tuple[int, int]]]]:
+    """Where the values of a safetensors file begin, and of each tensor its type, shape and place behind that."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > file.stat().st_size:
                 raise ValueError(f"a header of {length} bytes in a file of {file.stat().st_size}")
             header = json.loads(stream.read(length))
-        return 8 + length, [entry for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, AttributeError) as error:
+        entries = [entry for key, entry in header.items() if key != "__metadata__"]
+        return 8 + length, [(one["dtype"], list(one["shape"]), _pair(one["data_offsets"])) for one in entries]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"The header of {file} is damaged: {error}. Copy it again.") from None
+
+
+def _pair(offsets: list[int]) -> tuple[int, int]:
+    begin, end = offsets
+    return begin, end

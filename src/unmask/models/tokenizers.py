@@ -100,6 +100,15 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return cast("int | None", tokenizer.eos_token_id)
 
 
+def lead_ids(tokenizer: PreTrainedTokenizerBase | None, *, needed: bool) -> tuple[int, ...]:
+    """What stands in front of a text: BOS, or end of text where there is no BOS and something is `needed`."""
+    if tokenizer is None:
+        return ()
+    start = start_id(tokenizer)
+    lead = end_id(tokenizer) if start is None and needed else start
+    return () if lead is None else (lead,)
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id."""
     vocabulary = tokenizer.get_vocab()

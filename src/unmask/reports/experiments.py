@@ -96,7 +96,7 @@ def read(folder: Path, name: str) -> Experiment:
     for part in (_recipe, _metrics, _checkpoint):
         try:
             part(run, found)
-        except (UnmaskError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (UnmaskError, OSError, ValueError) as error:
             found.problems.append(" ".join(str(error).split()))
     if found.method is not None:
         found.is_bound = found.method in _BOUNDED and found.block_length != 1
@@ -186,12 +186,16 @@ def _checkpoint(run: RunFolder, found: Experiment) -> None:
         if progress is None:
             raise CheckpointError(f"{folder} has no training/progress.json, so it cannot be resumed")
         if found.bits_per_byte is None:
-            found.bits_per_byte, found.best_step = _real(progress["best_score"]), _whole(progress["best_step"])
+            found.bits_per_byte = _real(progress.get("best_score"))
+            found.best_step = _whole(progress.get("best_step"))
     if not folder.is_dir():
         return
     found.is_adapter = (folder / ADAPTER_FILE).is_file()
     entry = read_json(folder, FACTS_FILE if found.is_adapter else "config.json") or {}
-    found.block_length = _whole(entry.get("diffusion", {}).get("block_length"))
+    facts = entry.get("diffusion", {})
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"The entry `diffusion` of {folder} must be an object, got {facts!r}")
+    found.block_length = _whole(facts.get("block_length"))
     files = [folder / WEIGHTS_FILE] if found.is_adapter else weight_files(folder)
     stored = counted(files)
     if stored.truncated:
