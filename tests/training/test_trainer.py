@@ -118,13 +118,23 @@ def test_four_micro_batches_of_two_equal_one_batch_of_eight(folder: Path, method
 
 
 _RANK = """
+import gc
 import sys
 import torch
+from torch.nn.parallel import DistributedDataParallel
 torch.set_num_threads(1)
 from unmask import config
 from unmask.settings.recipe import Recipe
 from unmask.training.run import train
 
+destroy = torch.distributed.destroy_process_group
+
+def destroy_last(group=None):
+    held = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
+    print(f"wrappers that outlive the group: {held}", file=sys.stderr)
+    destroy(group)
+
+torch.distributed.destroy_process_group = destroy_last
 train(config.load(Recipe, file=sys.argv[1]))
 """
 
@@ -146,6 +156,7 @@ def test_two_processes_equal_one_although_some_micro_batches_have_nothing_superv
     run_two = [*launch, "--standalone", str(folder / "rank.py"), str(folder / "two.yaml")]
     done = subprocess.run(run_two, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("wrappers that outlive the group: 0") == 2, "one that does may wait for itself forever"
     one, two = RunFolder(folder / "one"), RunFolder(folder / "two")
     assert _empty_micro_batches(folder) > 0
     for (step, loss), (other_step, other) in zip(

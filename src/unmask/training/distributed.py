@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +77,23 @@ def _engine_config(settings: TrainingSettings, file: Path) -> dict[str, Any]:
     return engine_config(config, settings, processes=int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def end(accelerator: Accelerator, *, is_last: bool) -> None:
-    """Close the trackers and, after the last run of these processes, their group."""
+@contextlib.contextmanager
+def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
+    """Close the trackers behind a run and, after the last run of these processes, their group.
+
+    What the run prepared must be unreachable by then, but for the accelerator. A network's wrapper that outlives the
+    group destroys it holding the interpreter's lock, and waits for threads that wait for that lock: the process never
+    ends. So after an error, whose traceback holds the wrapper, the group ends with the process.
+    """
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    accelerator.free_memory()
     if is_last:
-        accelerator.end_training()
-        return
-    for tracker in accelerator.trackers:
-        tracker.finish()
+        gc.collect()  # free_memory() collects what lies in cycles before it lets go of the networks itself
+        accelerator.state.destroy_process_group()
 
 
 def summed(values: Tensor, accelerator: Accelerator) -> Tensor:

@@ -20,7 +20,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment, write_text
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.distributed import end, start
+from unmask.training.distributed import parting, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
 from unmask.training.records import truncate_metrics
@@ -78,27 +78,41 @@ def _trained(
     source = None if resume is None else checkpoints.resumable(run, resume)
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
-    trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
-    status.planned(trainer.total)
-    if accelerator.is_main_process:
-        for line in described(recipe, checkpoint, text):
-            trainer.console.message(line)
-        if source is not None:
-            trainer.console.message(f"resumed from {source} at step {trainer.progress.step}")
-    if recipe.training.report_to:
-        accelerator.init_trackers(
-            recipe.training.project,
-            config=_flat(dataclasses.asdict(recipe)),
-            init_kwargs=run_options(recipe.training, recipe.name),
-        )
-    try:
-        ended_by = trainer.fit()
+    with parting(accelerator, is_last=is_last):
+        ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, source)
         if ended_by is None and accelerator.is_main_process:
             _finish(recipe, run, text)
+    return ended_by
+
+
+def _fitted(
+    recipe: Recipe,
+    run: RunFolder,
+    accelerator: Accelerator,
+    status: Status,
+    checkpoint: Checkpoint,
+    text: TrainingText,
+    source: Path | None,
+) -> int | None:
+    """Train a checkpoint; the signal that ended it early, or None. Nothing but the accelerator keeps the trainer's
+    network afterwards."""
+    trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
+    status.planned(trainer.total)
+    try:
+        if accelerator.is_main_process:
+            for line in described(recipe, checkpoint, text):
+                trainer.console.message(line)
+            if source is not None:
+                trainer.console.message(f"resumed from {source} at step {trainer.progress.step}")
+        if recipe.training.report_to:
+            accelerator.init_trackers(
+                recipe.training.project,
+                config=_flat(dataclasses.asdict(recipe)),
+                init_kwargs=run_options(recipe.training, recipe.name),
+            )
+        return trainer.fit()
     finally:
         trainer.console.close()
-        end(accelerator, is_last=is_last)
-    return ended_by
 
 
 def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:
