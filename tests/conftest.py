@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # With `--dist loadfile` a file is one unit of work: the longest begin first, or one process ends alone.
 _LONGEST = ("test_readme.py", "test_benchmarks.py", "test_trainer.py", "test_chat.py")

@@ -19,7 +19,7 @@ from unmask.attention import HIDDEN, Layout
 
 BLOCK_LENGTHS = st.integers(1, 6)
 either_side = st.booleans().flatmap(lambda left: packed_rows(left=left))
-few = settings(deadline=None, max_examples=20)
+few = settings(max_examples=20)
 
 
 def ids(rows: Rows) -> Tensor:

@@ -15,7 +15,7 @@ from unmask.attention import EVERYTHING, HIDDEN, Layout
 STARTS = st.lists(st.integers(0, 6), min_size=1, max_size=3)
 BLOCK_LENGTHS = st.integers(1, 5)
 DRAFT_LENGTHS = st.integers(1, 8)
-few = settings(deadline=None, max_examples=20)
+few = settings(max_examples=20)
 
 
 def behind_cache(starts: list[int], new: Layout) -> tuple[Layout, Rows]:
@@ -118,7 +118,7 @@ def _spread(mask: Mask, row: list[int]) -> Mask:
     return wide
 
 
-@settings(deadline=None, max_examples=16)
+@settings(max_examples=16)
 @given(starts=STARTS, draft_length=DRAFT_LENGTHS)
 def test_a_tidar_step_draws_the_reference(starts: list[int], draft_length: int) -> None:
     layout = attention.tidar_step(torch.tensor(starts), draft_length)

@@ -38,7 +38,7 @@ def lm() -> DiffusionLM:
     return tiny_lm()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4), st.integers(1, 5))
 def test_pieces_are_kept_byte_for_byte(lm: DiffusionLM, pieces: list[str], length: int) -> None:
     (output,) = lm.infill([pieces], SamplingParams(infill_length=length, temperature=1.0, seed=length))

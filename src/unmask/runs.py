@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ReportError
 
 ADAPTER_FILE = "adapter_config.json"
 _PARTIAL = ".partial-"
@@ -213,8 +213,54 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(plain, allow_nan=False) + "\n")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file that `append_record` wrote; null is NaN again."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = (json.loads(line) for line in lines)
-    return [{name: math.nan if value is None else value for name, value in one.items()} for one in records]
+class MetricsLine(NamedTuple):
+    """A line of a metrics file.
+
+    Attributes:
+        where: FILE:LINE.
+        values: its record, with NaN for null and a `step`, a whole number of at least 0; empty where it is damaged.
+        damage: what is wrong with it, or None.
+        is_cut_off: whether a kill left it damaged: it is the last one and has no end.
+    """
+
+    where: str
+    values: dict[str, Any]
+    damage: str | None = None
+    is_cut_off: bool = False
+
+
+def metrics_lines(path: Path) -> Iterator[MetricsLine]:
+    """The lines of a file that `append_record` wrote, but for blank ones. What damage means is for the reader to say.
+
+    Raises:
+        ReportError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ReportError(f"`{path}` cannot be read: {error.strerror}. Give the `metrics.jsonl` of a run.") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            yield MetricsLine(where, _record(line))
+        except ValueError as error:
+            shown = line[:60].decode(errors="replace")
+            yield MetricsLine(where, {}, f"{error}: {shown!r}", is_cut_off=number == len(lines))
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """The record on a line. Raises ValueError with the reason where it is none."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"its `step` must be a whole number of at least 0 and is {step!r}")
+    return {name: math.nan if value is None else value for name, value in record.items()}

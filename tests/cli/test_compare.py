@@ -156,7 +156,7 @@ def test_damaged_runs_are_named(folder: Path, capsys: pytest.CaptureFixture[str]
     metrics.write_text("\n".join([*whole[:2], whole[2][:20], *whole[3:]]) + "\n")
     record = compared(folder, folder / "dlm", broken)
     assert record["models"][1]["training"] is None
-    assert any("metrics.jsonl:3 is not JSON" in note for note in record["notes"])
+    assert any("metrics.jsonl:3: not JSON" in note for note in record["notes"])
     assert record["models"][0]["training"]["curve"]
     # The likelihood needs no metrics.
     assert record["models"][1]["bits_per_byte"] > 0

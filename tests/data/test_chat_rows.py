@@ -39,7 +39,7 @@ SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, m
 FILLS = st.sampled_from([{}, {"eos": EOS}, {"eos": EOS, "eos_cap": 1}, {"eos": EOS, "eos_cap": 3}])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SHAPES, FILLS, st.data())
 def test_rows_are_filled_up_to_the_longest_of_the_global_batch_however_it_is_split(
     shapes: list[tuple[int, int]], fill: dict[str, int], data: st.DataObject
@@ -68,7 +68,7 @@ def test_rows_are_filled_up_to_the_longest_of_the_global_batch_however_it_is_spl
     assert_same_rows(parts, whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.sampled_from([2, 3, 8]))
 def test_a_last_block_is_filled_up_whatever_the_other_rows(shapes: list[tuple[int, int]], block: int) -> None:
     rows = rows_of(shapes, eos=EOS, fill=block)
@@ -101,7 +101,7 @@ def assert_same_rows(parts: list[Batch], whole: Batch) -> None:
     assert line == len(whole.ids_BL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     SHAPES,
     FILLS,

@@ -40,7 +40,7 @@ def test_the_knapsack_packs_the_known_example() -> None:
     assert [[sizes[item] for item in row] for row in packed(sizes, 32)] == [[31], [28, 4], [20, 12], [16, 12], [8]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 12), st.data())
 def test_the_knapsack_is_the_slow_one_and_takes_each_item_once(capacity: int, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, capacity), min_size=1, max_size=20))
@@ -53,7 +53,7 @@ def test_the_knapsack_is_the_slow_one_and_takes_each_item_once(capacity: int, da
         assert same == sorted(same)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SIZES, st.sampled_from([1, 2, 4]), st.integers(1, 4), st.booleans(), st.booleans(), st.data())
 def test_rows_hold_every_kept_document_once_and_whole(
     lengths: list[int], fill: int, rows_of_blocks: int, with_bos: bool, chats: bool, data: st.DataObject

@@ -23,7 +23,7 @@ def tokenized(lengths: list[int]) -> TokenizedText:
     return TokenizedText(np.arange(total, dtype=np.uint32), np.ones(total, dtype=np.uint16), starts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(2, 9), st.booleans())
 def test_rows_hold_every_token_once_and_in_order(lengths: list[int], context_length: int, with_bos: bool) -> None:
     if sum(lengths) == 0:
@@ -47,7 +47,7 @@ def test_rows_hold_every_token_once_and_in_order(lengths: list[int], context_len
             assert len({int(owner[token]) for token in body}) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any),
     st.integers(2, 24),
@@ -86,7 +86,7 @@ def test_what_ends_a_document_is_filled_up_to_whole_blocks(
             assert len(place) == wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
 def test_every_epoch_visits_every_row_once_whatever_the_batch(num_rows: int, batch_size: int, seed: int) -> None:
     steps = 3 * num_rows
@@ -105,7 +105,7 @@ def test_epochs_have_orders_of_their_own() -> None:
     assert first != rows_of_step(0, batch_size=50, num_rows=50, seed=1).tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=5))
 def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(texts: list[str]) -> None:
     texts = [text.encode("utf-8", errors="ignore").decode("utf-8") for text in texts]

@@ -65,7 +65,7 @@ def plain_text(conversation: Conversation) -> str:
     return "<|bos|>" + "".join(words[one.role].format(one.content) for one in conversation.messages)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(chats.conversations())
 def test_our_templates_write_what_they_promise(conversation: Conversation) -> None:
     for tokenizer, expected in (
@@ -81,7 +81,7 @@ def test_our_templates_write_what_they_promise(conversation: Conversation) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(conversation=chats.conversations(), supervise=st.sampled_from(["all", "last", "each"]))
 def test_exactly_the_replies_and_their_ends_are_supervised(
     kind: str, shared_data: Path, conversation: Conversation, supervise: Supervise
@@ -111,7 +111,7 @@ def supervised_runs(document: Document) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(conversation=chats.conversations())
 def test_no_message_makes_a_control_token_and_none_of_the_template_is_lost(
     kind: str, shared_data: Path, conversation: Conversation
@@ -132,7 +132,7 @@ def test_no_message_makes_a_control_token_and_none_of_the_template_is_lost(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(conversation=chats.conversations())
 def test_prompts_have_the_ids_that_the_model_is_asked_with(
     kind: str, shared_data: Path, conversation: Conversation

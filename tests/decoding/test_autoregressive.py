@@ -57,7 +57,7 @@ def test_ragged_batches_equal_recomputing_everything(options: dict[str, object])
         assert found.forwards == 20
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=6), min_size=2, max_size=4),
     st.integers(1, 10),

@@ -146,7 +146,7 @@ def test_edits_change_tokens_that_were_revealed() -> None:
     assert [one.token_ids for one in plain] != [one.token_ids for one in edited]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=9), min_size=1, max_size=4), st.integers(1, 9), st.data()
 )

@@ -111,7 +111,7 @@ def test_tokens_order_and_forwards_equal_the_published_sampler(options: dict[str
         assert found.forwards == expected.forwards
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=6), min_size=2, max_size=4),
     st.integers(1, 8),

@@ -146,7 +146,7 @@ def test_trust_changes_the_text() -> None:
     assert len(set(texts.values())) == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=6), min_size=2, max_size=4),
     st.integers(1, 12),

@@ -12,7 +12,7 @@ from unmask.settings.decoding import RevealSchedule
 confidences = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(confidences, st.integers(1, 15), st.data())
 def test_the_most_confident_masked_places_are_revealed(values: list[float], quota: int, data: st.DataObject) -> None:
     masked = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
@@ -23,7 +23,7 @@ def test_the_most_confident_masked_places_are_revealed(values: list[float], quot
     assert [place for place, flag in enumerate(found) if flag] == sorted(order[:quota])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(confidences, st.floats(0, 1), st.data())
 def test_a_threshold_reveals_what_reaches_it_and_at_least_one(
     values: list[float], threshold: float, data: st.DataObject
@@ -39,7 +39,7 @@ def test_a_threshold_reveals_what_reaches_it_and_at_least_one(
         assert torch.equal(found, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(confidences, st.floats(0, 3), st.data())
 def test_the_factor_rule_takes_the_longest_sure_prefix(values: list[float], factor: float, data: st.DataObject) -> None:
     masked = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
@@ -70,7 +70,7 @@ def test_quotas_may_differ_by_row() -> None:
     assert found.tolist() == [[False, True, False], [False, True, True]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(["linear", "cosine", "cosine_squared", "dream"]), st.integers(1, 80), st.integers(1, 90))
 def test_every_step_reveals_and_all_places_are_revealed(schedule: RevealSchedule, places: int, steps: int) -> None:
     found = reveal_counts(schedule, places, steps)
@@ -84,7 +84,7 @@ def test_linear_counts_are_the_quotas_of_the_published_sampler(places: int, step
     assert reveal_counts("linear", places, steps) == llada.quotas(places, steps)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(["cosine", "cosine_squared"]), st.integers(1, 60), st.integers(1, 60))
 def test_cosine_counts_equal_the_reference(schedule: RevealSchedule, places: int, steps: int) -> None:
     assert reveal_counts(schedule, places, steps) == llada.reveal_counts(schedule, places, steps)

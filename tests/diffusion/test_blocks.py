@@ -16,7 +16,7 @@ from unmask.diffusion.blocks import block_groups, block_times, completed, trimme
 from unmask.settings.objective import ObjectiveSettings
 
 LENGTHS = st.integers(1, 9)
-some = settings(max_examples=100, deadline=None)
+some = settings(max_examples=100)
 
 
 def chosen(**options: Any) -> ObjectiveSettings:

@@ -85,7 +85,7 @@ def test_counts_follow_the_exact_law(schedule: Any) -> None:
     assert weights == pytest.approx([1 / (m * p) for m, p in enumerate(expected, start=1)], rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 5),
     st.integers(1, 12),

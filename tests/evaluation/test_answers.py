@@ -209,7 +209,7 @@ KINDS = [("masked_diffusion", "elbo", 0.0), ("masked_diffusion", "elbo", 0.7), (
 
 
 @pytest.mark.parametrize(("method", "likelihood", "cfg"), [*KINDS, ("autoregressive", "elbo", 0.0)])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(pairs=PAIRS, batch_size=st.integers(1, 9), mc_num=st.integers(1, 20))
 def test_results_do_not_depend_on_the_batch_or_its_neighbours(
     method: str,

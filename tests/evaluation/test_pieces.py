@@ -36,7 +36,7 @@ def readers(*limits: int) -> list[Reader]:
     return [Reader(name, one, limit) for name, one, limit in zip("ab", (BYTES, PAIRS), limits, strict=False)]
 
 
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 @given(st.lists(st.text(alphabet="ab the\n\u00e9\u4e16\U0001f600", max_size=60), min_size=1, max_size=4))
 def test_pieces_are_the_documents_and_fit_every_reader(documents: list[str]) -> None:
     both = readers(9, 6)

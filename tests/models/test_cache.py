@@ -300,7 +300,7 @@ def test_every_forward_behind_a_static_cache_has_the_same_shapes_and_the_same_st
 # --- any history ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data(), static=st.booleans(), uniform=st.booleans())
 def test_any_history_equals_a_fresh_forward_over_what_was_committed(
     data: st.DataObject, static: bool, uniform: bool

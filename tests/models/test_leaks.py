@@ -32,7 +32,7 @@ Forward = Callable[[Tensor], Tensor]  # ids [R, N] -> logits [R, M, V] of the la
 
 every_family = pytest.mark.parametrize("family", FAMILY_NAMES)
 either_cache = pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-few = settings(deadline=None, max_examples=60)
+few = settings(max_examples=60)
 
 
 def movements(forward: Forward, ids_N: Tensor) -> Tensor:

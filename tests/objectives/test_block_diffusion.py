@@ -49,7 +49,7 @@ KINDS: list[dict[str, Any]] = [
     {"normalize": "answers", "weighting": "unweighted", "corruption": "bernoulli"},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
-some = settings(max_examples=60, deadline=None)
+some = settings(max_examples=60)
 
 
 def chosen(**options: Any) -> ObjectiveSettings:
@@ -177,7 +177,7 @@ def test_the_loss_of_the_other_families(family: str) -> None:
     assert total(model(family), made) == pytest.approx(expected, rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows_of_documents(most_rows=2), st.integers(1, 6), st.booleans(), st.integers(0, 99))
 def test_the_loss_of_any_rows(rows: Rows, block_length: int, complementary: bool, seed: int) -> None:
     options = chosen(complementary_masks=complementary)

@@ -38,7 +38,7 @@ def packed_batches(draw: st.DrawFn) -> Batch:
     return dataclasses.replace(batch, document_BL=torch.tensor(document), supervised_BL=torch.tensor(supervised))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packed_batches())
 def test_autoregression_predicts_every_supervised_token_from_the_one_before_it(batch: Batch) -> None:
     made = autoregressive.example(batch)
@@ -54,7 +54,7 @@ def test_autoregression_predicts_every_supervised_token_from_the_one_before_it(b
     assert float(made.denominator_T) == len(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packed_batches(), st.integers(0, 1000), st.booleans(), st.sampled_from(["count", "bernoulli"]))
 def test_masked_diffusion_predicts_masked_tokens_in_place_or_one_before(
     batch: Batch, seed: int, shift: bool, corruption: str
@@ -113,7 +113,7 @@ def test_a_clipped_range_clips_the_chance_of_bernoulli_masks() -> None:
         assert abs(found[count] / draws - law) <= 5 * math.sqrt(law * (1 - law) / draws), count
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packed_batches(), st.integers(0, 1000))
 def test_no_row_sees_its_own_target(batch: Batch, seed: int) -> None:
     causal = autoregressive.example(batch)
@@ -125,7 +125,7 @@ def test_no_row_sees_its_own_target(batch: Batch, seed: int) -> None:
     assert bool((made.ids_BL.flatten()[made.row_R] == MASK).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(packed_batches(), st.integers(0, 1000))
 def test_the_source_row_is_the_autoregressive_row_of_the_same_token(batch: Batch, seed: int) -> None:
     causal = autoregressive.example(batch)

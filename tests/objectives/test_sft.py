@@ -138,7 +138,7 @@ def test_each_answer_weighs_the_same_and_each_token_does_not() -> None:
         assert weight_B.tolist() == pytest.approx(share, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from(["bernoulli", "count"]), st.sampled_from(["elbo", "unweighted"]))
 def test_denominators_of_micro_batches_add_up_to_the_step_s(seed: int, corruption: Any, weighting: Any) -> None:
     rows = chat_rows(some_rows(seed, number=5), {})

@@ -71,7 +71,7 @@ def test_the_loss_of_the_other_families(family: str) -> None:
         assert term_losses(model(family), made) == pytest.approx(expected, rel=1e-9)
 
 
-@drawn(max_examples=25, deadline=None)
+@drawn(max_examples=25)
 @given(rows_of_documents(most_rows=2), st.integers(1, 6), st.sampled_from(KINDS), st.integers(0, 99))
 def test_the_loss_of_any_rows(rows: Rows, block_length: int, kind: dict[str, Any], seed: int) -> None:
     batch, options = batch_of(rows), settings(**kind)
@@ -125,7 +125,7 @@ def test_the_weights_of_the_terms_are_shares_of_one() -> None:
 # --- what is masked --------------------------------------------------------------------------------------------------
 
 
-@drawn(max_examples=60, deadline=None)
+@drawn(max_examples=60)
 @given(rows_of_documents(), st.integers(1, 9), st.sampled_from(KINDS), st.integers(0, 99))
 def test_what_is_learned_is_supervised_and_read_once(
     rows: Rows, block_length: int, kind: dict[str, Any], seed: int
@@ -199,7 +199,7 @@ def test_weighted_masks_expect_what_all_tokens_cost(masking: str) -> None:
 # --- the clean head --------------------------------------------------------------------------------------------------
 
 
-@drawn(max_examples=60, deadline=None)
+@drawn(max_examples=60)
 @given(rows_of_documents(), st.integers(1, 9), st.floats(0.01, 0.99), st.one_of(st.none(), st.integers(1, 3)))
 def test_every_document_is_split_by_its_own_length(
     rows: Rows, block_length: int, ratio: float, tail: int | None

@@ -82,10 +82,10 @@ def test_a_resumed_run_overwrites_its_abandoned_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"step": 4, "train/lo', r"metrics\.jsonl:2 is not JSON .* Delete the line"),
-        ("[1, 2]", r"metrics\.jsonl:2 must be a JSON object"),
-        ('{"train/loss": 1.0}', r"metrics\.jsonl:2 needs `step`.* got None"),
-        ('{"step": true}', r"metrics\.jsonl:2 needs `step`"),
+        ('{"step": 4, "train/lo', r"metrics\.jsonl:2: not JSON .* Delete the line"),
+        ("[1, 2]", r"metrics\.jsonl:2: not a JSON object"),
+        ('{"train/loss": 1.0}', r"metrics\.jsonl:2: its `step` must be .* is None"),
+        ('{"step": true}', r"metrics\.jsonl:2: its `step`.* is True"),
         ('{"step": 4, "train/loss": "low"}', r"metrics\.jsonl:2: `train/loss` must be a number, got 'low'"),
     ],
 )
@@ -100,13 +100,13 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> Non
 def test_missing_empty_and_binary_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="at least one run"):
         loss_curves({}, tmp_path)
-    with pytest.raises(ReportError, match=r"absent\.jsonl` does not exist"):
+    with pytest.raises(ReportError, match=r"absent\.jsonl` cannot be read: No such file"):
         read_metrics(tmp_path / "absent.jsonl")
     (tmp_path / "metrics.jsonl").write_bytes(b"")
     with pytest.raises(ReportError, match=r"metrics\.jsonl` holds no metrics"):
         read_metrics(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ReportError, match=r"metrics\.jsonl` is not UTF-8"):
+    with pytest.raises(ReportError, match=r"metrics\.jsonl:1: not UTF-8"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 

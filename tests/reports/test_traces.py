@@ -12,7 +12,7 @@ from unmask.reports.traces import frame, pieces
 TOKENIZER = byte_tokenizer()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=12), st.data())
 def test_pieces_add_up_to_the_text_and_masks_stay(text: str, data: st.DataObject) -> None:
     ids = TOKENIZER(text.encode(errors="ignore").decode(), add_special_tokens=False)["input_ids"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask import config
-from unmask.runs import RunFolder
+from unmask.runs import RunFolder, metrics_lines
 from unmask.settings.recipe import Recipe
 from unmask.training.run import train
 
@@ -96,8 +96,12 @@ def recipe(folder: Path, **training: Any) -> Recipe:
 
 def records(run: RunFolder, key: str) -> list[tuple[int, float]]:
     """What a run recorded under a key, by step."""
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line[key]) for line in lines if key in line]
+    return [(line["step"], line[key]) for line in every_record(run) if key in line]
+
+
+def every_record(run: RunFolder) -> list[dict[str, Any]]:
+    """What a run recorded."""
+    return [line.values for line in metrics_lines(run.metrics)]
 
 
 def run_of(made: dict[str, Any], name: str, **options: Any) -> RunFolder:

@@ -15,7 +15,7 @@ from unmask import config
 from unmask.errors import SettingsError
 from unmask.lm import DiffusionLM
 from unmask.models.backbone import Backbone
-from unmask.runs import RunFolder, read_records
+from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training.measurements import Measurements
 from unmask.training.run import train
@@ -31,7 +31,7 @@ def run_of(folder: Path, method: str = "masked_diffusion", *, name: str = "tiny"
 
 
 def probed(run: RunFolder) -> list[dict[str, Any]]:
-    return [one for one in read_records(run.metrics) if "probe/mask_accuracy" in one]
+    return [one for one in recipes.every_record(run) if "probe/mask_accuracy" in one]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -42,7 +42,7 @@ def test_each_tier_is_written_when_it_is_due(tmp_path: Path, method: str) -> Non
     assert [step for step, one in found.items() if "probe/gradient/norm" in one] == [3, 6]
     assert [step for step, one in found.items() if "probe/denoising/forwards" in one] == [6]
     assert all(0 <= one["probe/mask_accuracy"] <= 1 for one in found.values())
-    assert not any("probe/" in key for one in read_records(run.metrics) if "train/loss" in one for key in one)
+    assert not any("probe/" in key for one in recipes.every_record(run) if "train/loss" in one for key in one)
     assert ("probe/schedule/excess_4" in found[6]) == (method == "masked_diffusion")
 
 

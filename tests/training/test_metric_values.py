@@ -28,7 +28,7 @@ from unmask import config, noise
 from unmask.data.rows import Rows
 from unmask.models.tokenizers import byte_tokenizer
 from unmask.noise import Purpose
-from unmask.runs import RunFolder, read_records
+from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import TrainingText
 from unmask.training.run import prepare, train
@@ -419,7 +419,7 @@ def trained(folder: Path, tree: dict[str, Any]) -> tuple[RunFolder, dict[str, fl
     recipe = config.from_tree(Recipe, tree)
     run = train(recipe).run
     text, _ = prepare(recipe, run, None)
-    (line,) = [one for one in read_records(run.metrics) if one["step"] == STEPS and "probe/mask_accuracy" in one]
+    (line,) = [one for one in recipes.every_record(run) if one["step"] == STEPS and "probe/mask_accuracy" in one]
     return run, {key.removeprefix("probe/"): value for key, value in line.items() if key.startswith("probe/")}, text
 
 

@@ -21,7 +21,7 @@ from tests.training.recipes import weights
 from unmask import config
 from unmask.errors import CheckpointError, NonFiniteError, SettingsError
 from unmask.lm import DiffusionLM
-from unmask.runs import RunFolder, read_records
+from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
 from unmask.training.records import truncate_metrics
@@ -164,7 +164,7 @@ def test_two_processes_equal_one_although_some_micro_batches_have_nothing_superv
     ):
         assert step == other_step
         assert other == pytest.approx(loss, rel=1e-9)
-    probed = [[row for row in read_records(run.metrics) if "probe/gradient/norm" in row] for run in (one, two)]
+    probed = [[row for row in recipes.every_record(run) if "probe/gradient/norm" in row] for run in (one, two)]
     assert len(probed[0]) == 2
     for first, second in zip(*probed, strict=True):
         assert second == pytest.approx(first, rel=1e-6, abs=1e-6, nan_ok=True), (

@@ -8,7 +8,6 @@ Shapes: L = 3 levels of corruption, S measurements, R rows, C columns.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import ReportError
+from unmask.runs import metrics_lines
 
 Floats = NDArray[np.float64]
 
@@ -101,33 +101,22 @@ def read_metrics(path: Path) -> Records:
     Raises:
         ReportError: the file cannot be read.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror}. Give the folder of a run.") from None
     found = Records([], [])
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.rows.append(_checked(json.loads(line.decode())))
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            found.damage.append(f"{path}:{number}: {reason}")
+    for line in metrics_lines(path):
+        damage = line.damage or _damage(line.values)
+        if damage is None:
+            found.rows.append(line.values)
+        else:
+            found.damage.append(f"{line.where}: {damage}")
     return found
 
 
-def _checked(record: Any) -> dict[str, Any]:
-    """The record, if it is one. Raises ValueError with the reason."""
-    if not isinstance(record, dict):
-        raise ValueError("not an object")
-    step = record.get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
-        raise ValueError(f"its `step` is {step!r} and must be a whole number")
+def _damage(record: Mapping[str, Any]) -> str | None:
+    """Which of the numbers that are needed is none."""
     for name in (*_MEASURED.values(), *_COUNTED.values()):
-        if name in record and not (record[name] is None or _is_number(record[name])):
-            raise ValueError(f"its `{name}` is {record[name]!r} and must be a number or null")
-    return record
+        if name in record and not _is_number(record[name]):
+            return f"its `{name}` must be a number or null and is {record[name]!r}"
+    return None
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,6 @@ not comparable in height, held-out bits per byte are. Needs matplotlib, imported
 """
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unmask.errors import ReportError
+from unmask.runs import MetricsLine, metrics_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,40 +84,24 @@ def read_metrics(path: Path) -> Records:
     Raises:
         ReportError: the file is missing or empty, or a line is damaged; the message names file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ReportError(f"`{path}` does not exist. Give the `metrics.jsonl` of a run.") from None
-    except UnicodeDecodeError as error:
-        raise ReportError(f"`{path}` is not UTF-8 text: {error}.") from error
     records: Records = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            step, metrics = _parse_line(line, f"{path}:{number}")
-            records.setdefault(step, {}).update(metrics)
+    for line in metrics_lines(path):
+        if line.damage is not None:
+            raise ReportError(f"{line.where}: {line.damage}. Delete the line if a crash cut it off.")
+        records.setdefault(line.values["step"], {}).update(_numbers(line))
     if not records:
         raise ReportError(f"`{path}` holds no metrics. Did the run log its first step?")
     return dict(sorted(records.items()))
 
 
-def _parse_line(line: str, where: str) -> tuple[int, dict[str, float]]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ReportError(
-            f"{where} is not JSON ({error.msg}, column {error.colno}): {line[:60]!r}. "
-            f"Delete the line if a crash cut it off."
-        ) from error
-    if not isinstance(record, dict):
-        raise ReportError(f"{where} must be a JSON object, got {line[:60]!r}.")
-    step = record.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise ReportError(f"{where} needs `step`, an integer of at least 0, got {step!r}.")
-    metrics = {name: record[name] for name in METRICS if record.get(name) is not None}
-    for name, value in metrics.items():
+def _numbers(line: MetricsLine) -> dict[str, float]:
+    """The METRICS on a line that were measured."""
+    for name in METRICS:
+        value = line.values.get(name, math.nan)
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ReportError(f"{where}: `{name}` must be a number, got {value!r}.")
-    return step, metrics
+            raise ReportError(f"{line.where}: `{name}` must be a number, got {value!r}.")
+    found = ((name, line.values.get(name, math.nan)) for name in METRICS)
+    return {name: value for name, value in found if not math.isnan(value)}
 
 
 def loss_curves(series: Mapping[str, Path], output: Path) -> LossReport:

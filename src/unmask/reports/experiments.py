@@ -7,7 +7,6 @@ PyTorch. What cannot be read is told as a problem of its run: no run keeps the o
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask import config
-from unmask.errors import CheckpointError, SettingsError, UnmaskError
+from unmask.errors import CheckpointError, ReportError, SettingsError, UnmaskError
 from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, read_json, weight_files
-from unmask.runs import ADAPTER_FILE, RunFolder
+from unmask.runs import ADAPTER_FILE, RunFolder, metrics_lines
 from unmask.settings.recipe import Recipe
 
 Status = Literal["finished", "running?", "interrupted", "failed", "damaged"]
@@ -146,33 +145,21 @@ def _recipe(run: RunFolder, found: Experiment) -> None:
 
 
 def _metrics(run: RunFolder, found: Experiment) -> None:
-    """How far the run came, and its best score."""
+    """How far the run came, and its best score. A last line that a kill cut off does not count."""
     if not run.metrics.is_file():
         if run.saved_steps() or run.final.is_dir():
             raise CheckpointError(f"{run.metrics} is missing")
         return
-    for record in _records(run.metrics):
-        found.steps = max(found.steps, record["step"])
-        score = _real(record.get("eval/bits_per_byte"))
+    for line in metrics_lines(run.metrics):
+        if line.is_cut_off:
+            return
+        if line.damage is not None:
+            raise ReportError(f"{line.where}: {line.damage}")
+        found.steps = max(found.steps, line.values["step"])
+        score = _real(line.values.get("eval/bits_per_byte"))
         if score is not None and score < (math.inf if found.bits_per_byte is None else found.bits_per_byte):
-            found.bits_per_byte, found.stderr = score, _real(record.get("eval/stderr"))
-            found.best_step = record["step"]
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """The records; a last line that a kill cut off does not count."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record["step"], int):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(lines) and not text.endswith("\n"):
-                return
-            raise CheckpointError(f"{file}:{number} is no record: {line[:40]!r}") from None
-        yield record
+            found.bits_per_byte, found.stderr = score, _real(line.values.get("eval/stderr"))
+            found.best_step = line.values["step"]
 
 
 def _checkpoint(run: RunFolder, found: Experiment) -> None:

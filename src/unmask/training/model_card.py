@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from unmask import config
-from unmask.runs import RunFolder, environment, read_records
+from unmask.runs import RunFolder, environment, metrics_lines
 from unmask.settings.recipe import Recipe
 
 
@@ -52,12 +54,15 @@ Versions: {packages}.
 
 
 def _scores(run: RunFolder) -> str:
-    scored = [record for record in read_records(run.metrics) if "eval/bits_per_byte" in record]
+    lines = list(metrics_lines(run.metrics))
+    damaged = [line.where for line in lines if line.damage is not None]
+    missing = f"\n\nDamaged records were passed over: {', '.join(damaged)}." if damaged else ""
+    scored = [line.values for line in lines if not math.isnan(line.values.get("eval/bits_per_byte", math.nan))]
     if not scored:
-        return "None was held out."
+        return f"None was held out.{missing}"
     best = min(scored, key=lambda record: record["eval/bits_per_byte"])
     return (
         "| step | bits per byte | standard error | nats per token |\n|---|---|---|---|\n"
         f"| {best['step']} | {best['eval/bits_per_byte']:.4f} | {best['eval/stderr']:.4f} "
-        f"| {best['eval/nats_per_token']:.4f} |"
+        f"| {best['eval/nats_per_token']:.4f} |{missing}"
     )
