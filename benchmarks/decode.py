@@ -152,7 +152,9 @@ def memory(shape: Shape, name: str) -> float:
     return measure.peak_memory(lambda: CONTENDERS[contender](shape, int(batch), "none").decode())
 
 
-def measured(shape: Shape, batch: int, cache: str, rounds: int, *, with_memory: bool) -> dict[str, Any]:
+def measured(
+    shape: Shape, batch: int, cache: str, rounds: int, *, with_memory: bool, with_breakdown: bool
+) -> dict[str, Any]:
     """Everything about one batch and one cache, printed on the way."""
     equal = checked_identity(shape, batch, cache)
     against = ["baseline", "floor: linear layers"] + (["floor: with attention"] if cache == "none" else [])
@@ -160,15 +162,16 @@ def measured(shape: Shape, batch: int, cache: str, rounds: int, *, with_memory: 
     for name in CONTENDERS if with_memory else ():
         results[name] |= measure.memory_in_children(f"{name} x {batch}")
     parts = {}
-    for name, make in CONTENDERS.items():
+    for name, make in CONTENDERS.items() if with_breakdown else ():
         contender = make(shape, batch, cache)
         contender.decode()
         parts[name] = measure.breakdown(contender.decode)
     print(f"Decoding {shape.new_tokens} tokens in {shape.new_tokens} forwards, cache {cache}, batch {batch}.")
     print(f"Tokens equal to the baseline's: {equal['float64']:.1%} in float64, {equal['float32']:.1%} in float32.\n")
     print(measure.results_table(results, against=against))
-    print("\nWhere the time of a generation goes:\n")
-    print(measure.breakdown_table(parts))
+    if parts:
+        print("\nWhere the time of a generation goes:\n")
+        print(measure.breakdown_table(parts))
     verdict = measure.verdict(shape, BOUNDS[cache], speed=results["unmask"]["speed_over"]["baseline"])
     print(flush=True)
     return {"equal_tokens": equal, "results": results, "verdict": verdict, "breakdown": parts}
@@ -185,8 +188,10 @@ def main() -> None:
     for batch in shape.decoding_batches:
         for cache in CACHES:
             rounds = given.rounds or (1 if given.quick else 9 if batch == 1 else 3)
-            with_memory = cache == "none" and (batch == 1 or not given.quick)
-            caches[cache][str(batch)] = measured(shape, batch, cache, rounds, with_memory=with_memory)
+            in_full = batch == 1 or not given.quick
+            with_memory = in_full and cache == "none"
+            found = measured(shape, batch, cache, rounds, with_memory=with_memory, with_breakdown=in_full)
+            caches[cache][str(batch)] = found
     measure.publish({"benchmark": "decode", "caches": caches}, shape=shape, file=given.json)
 
 

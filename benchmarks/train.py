@@ -231,8 +231,9 @@ def measured(shape: Shape, method: str, rounds: int) -> dict[str, Any]:
     against = tuple(name for name in (section.baseline, "LLaDA's gather") if name in section.contenders)
     against += ("floor: linear layers", "floor: with attention")
     results = measure.results(timed(shape, method, rounds), tokens=shape.batch * shape.length, against=against)
-    # Each contender's memory takes two processes; a toy's is asked of those alone that are judged.
-    for name in section.contenders if shape == REFERENCE else (section.judged, section.baseline):
+    # Each contender's memory takes two processes; a toy's is asked of those alone that are judged, in one section.
+    judged = (section.judged, section.baseline)
+    for name in section.contenders if shape == REFERENCE else () if method == BLOCKS else judged:
         results[name] |= measure.memory_in_children(name)
     parts = where_time_goes(shape, section)
     print(f"{method} training on {shape.batch} x {shape.length} clean tokens per step.\n")
@@ -243,7 +244,7 @@ def measured(shape: Shape, method: str, rounds: int) -> dict[str, Any]:
         shape,
         section.bounds,
         speed=results[section.judged]["speed_over"][section.baseline],
-        memory=results[section.judged]["memory_mib"] / results[section.baseline]["memory_mib"],
+        memory=None if shape != REFERENCE else results[judged[0]]["memory_mib"] / results[judged[1]]["memory_mib"],
     )
     print(flush=True)
     return {"losses": losses, "results": results, "verdict": verdict, "breakdown": parts}

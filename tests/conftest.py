@@ -27,3 +27,10 @@ def shared_data() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip(f"there is no shared data at {folder}; set UNMASK_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without what takes longer than to train a tiny model: to time matrix products, and to draw curves."""
+    monkeypatch.setattr("unmask.training.trainer.measured_peak", lambda device, dtype: 1e11)
+    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)

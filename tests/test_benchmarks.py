@@ -48,8 +48,8 @@ def test_training_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) ->
     ):
         one = record["methods"][method]
         check_results(one["results"], baseline=their, with_memory=False)
-        weighed = [name for name, own in one["results"].items() if own.get("memory_mib", 0) > 0]
-        assert their in weighed and len(weighed) == 2
+        weighed = {name for name, own in one["results"].items() if own.get("memory_mib", 0) > 0}
+        assert weighed == ({"unmask, micro_batch_size", "baseline"} if method == "masked_diffusion" else set())
         assert one["losses"][our] == pytest.approx(one["losses"][their], rel=1e-4)
         assert set(one["breakdown"]) >= {our, their}
 
@@ -61,7 +61,7 @@ def test_decoding_is_timed_against_the_baseline_and_the_floor(tmp_path: Path) ->
         for batch in ("1", "2"):
             check_results(batches[batch]["results"], baseline="baseline", with_memory=(cache, batch) == ("none", "1"))
             assert batches[batch]["equal_tokens"]["float64"] == 1
-            assert set(batches[batch]["breakdown"]) == {"unmask", "baseline"}
+            assert set(batches[batch]["breakdown"]) == ({"unmask", "baseline"} if batch == "1" else set())
 
 
 def test_each_tier_of_metrics_has_its_cost(tmp_path: Path) -> None:
@@ -83,27 +83,30 @@ def test_linear_layers_are_timed_in_every_order(tmp_path: Path) -> None:
             assert speeds["row by row"] == 1 and min(*speeds.values(), *own["cpu_milliseconds"].values()) > 0
 
 
-@pytest.mark.parametrize(
-    ("change", "check"),
-    [
-        (
-            "train.Ours.step = lambda self, number: 7.0",
-            "train.checked_losses(train.QUICK, train.SECTIONS[train.BLOCKS])",
-        ),
-        (
-            "linear.Packed.forward = lambda self, values: 1.01 * values @ self.weight.T",
-            "linear.measured(128, 1, linear.torch.float32, 1)",
-        ),
-        ("decode.Ours.decode = lambda self: ([(0,) * 12], 12)", "decode.checked_identity(decode.QUICK, 1)"),
-        ("decode.Ours.decode = lambda self: ([(0,) * 12], 11)", "decode.checked_identity(decode.QUICK, 1)"),
-    ],
-)
-def test_contenders_that_differ_are_refused(change: str, check: str) -> None:
-    module = change.partition(".")[0]
-    code = (
-        f"import {module}\n{change}\ntry:\n    {check}\nexcept AssertionError as error:\n    print('refused:', error)"
-    )
-    assert printed("-c", code).startswith("refused: ")
+def test_contenders_that_differ_are_refused() -> None:
+    code = """
+import decode, linear, train
+
+def refused(contender, name, changed, check):
+    kept = getattr(contender, name)
+    setattr(contender, name, changed)
+    try:
+        check()
+    except AssertionError as error:
+        print("refused:", contender.__name__, error)
+    setattr(contender, name, kept)
+    check()
+
+blocks = train.SECTIONS[train.BLOCKS]
+refused(train.Ours, "step", lambda self, number: 7.0, lambda: train.checked_losses(train.QUICK, blocks))
+for forwards in (12, 11):
+    decoded = [(0,) * 12], forwards
+    refused(decode.Ours, "decode", lambda self: decoded, lambda: decode.checked_identity(decode.QUICK, 1))
+too_much = lambda self, values: 1.01 * values @ self.weight.T
+refused(linear.Packed, "forward", too_much, lambda: linear.measured(128, 1, linear.torch.float32, 1))
+"""
+    refused = [line.split()[1] for line in printed("-c", code).splitlines() if line.startswith("refused: ")]
+    assert refused == ["Ours", "Ours", "Ours", "Packed"]
 
 
 def test_the_gpu_script_tests_itself_on_a_cpu(tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ LONG_AGO = time.time() - 3600
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a text beside it, and no run yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("unmask.training.trainer.measured_peak", lambda device, dtype: 1e11)
-    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)  # pictures take longer than the runs
     recipes.write_text(tmp_path)
     return tmp_path / "runs"
 

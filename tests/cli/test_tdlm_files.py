@@ -36,8 +36,6 @@ TEXT = ["data.train=text.jsonl", "data.tokenizer=byte", "data.validation_fractio
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr("unmask.training.trainer.measured_peak", lambda device, dtype: 1e11)
-    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)  # pictures take longer than the runs
     (tmp_path / "example.yaml").write_text(EXAMPLE)
     (tmp_path / "small.yaml").write_text(SMALL)
     recipes.write_text(tmp_path)

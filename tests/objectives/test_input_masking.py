@@ -115,6 +115,7 @@ def masked_recipe(folder: Path, name: str) -> Recipe:
     return recipes.config.from_tree(Recipe, made)
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_run_learns_resumes_exactly_and_keeps_its_mask_token(tmp_path: Path) -> None:
     recipes.write_text(tmp_path)
     whole = train(masked_recipe(tmp_path, "whole")).run

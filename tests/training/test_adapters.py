@@ -7,15 +7,12 @@ import gzip
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -129,23 +126,6 @@ def test_four_micro_batches_of_two_equal_one_batch_of_eight(folder: Path) -> Non
     for name, wanted in whole.items():
         # float64: only the order of sums differs.
         torch.testing.assert_close(parts[name], wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(folder: Path) -> None:
-    whole = tree(folder, steps=3, micro_batch_size=2, eval_steps=3, adapter={"dropout": 0.1})
-    one = tensors(train(config.from_tree(Recipe, whole)).run, 3)
-    (folder / "two.yaml").write_text(yaml.safe_dump(whole | {"name": "two"}))
-    script = "import sys, torch\ntorch.set_num_threads(1)\nfrom unmask import config\n"
-    script += "from unmask.settings.recipe import Recipe\nfrom unmask.training.run import train\n"
-    (folder / "rank.py").write_text(script + "train(config.load(Recipe, file=sys.argv[1]))\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    words = [*launch, str(folder / "rank.py"), str(folder / "two.yaml")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = tensors(RunFolder(folder / "two"), 3)
-    for name, wanted in one.items():
-        torch.testing.assert_close(two[name], wanted, rtol=1e-6, atol=1e-6)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,23 +106,6 @@ def test_four_micro_batches_of_two_equal_one_batch_of_eight(
     for name in whole:
         # float64: only the order of sums differs, and the float32 weights of an example.
         torch.testing.assert_close(split[name], whole[name], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(folder: Path, base: Path) -> None:
-    made = tree(folder, base, steps=4, eval_steps=4, micro_batch_size=1)
-    made["objective"] |= {"corruption": "bernoulli"}
-    (folder / "two.yaml").write_text(yaml.safe_dump(made | {"name": "two"}))
-    assert main(["train", str(folder / "two.yaml"), "name=one"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    words = [*launch, "-m", "unmask", "train", str(folder / "two.yaml")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = RunFolder(folder / "one"), RunFolder(folder / "two")
-    expected = [loss for _, loss in recipes.records(one, "train/loss")]
-    assert [loss for _, loss in recipes.records(two, "train/loss")] == pytest.approx(expected, rel=1e-9)
-    for name, value in weights(one, 4).items():
-        torch.testing.assert_close(weights(two, 4)[name], value, rtol=1e-6, atol=1e-6)
 
 
 def test_a_recipe_gives_a_model_that_replies(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,6 @@ from unmask.training.run import train
 from unmask.training.trainer import Trainer
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the runs."""
-    monkeypatch.setattr("unmask.reports.curves.loss_curves", lambda *_: None)
-
-
 def status(folder: Path) -> dict[str, Any]:
     return json.loads(RunFolder(folder / "tiny").status.read_text(encoding="utf-8"))
 

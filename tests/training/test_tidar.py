@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests import tiny
@@ -138,39 +135,6 @@ def test_micro_batches_of_a_distillation_equal_one_batch(tmp_path: Path, precisi
         assert one == pytest.approx(
             other, rel=1e-8 if precision == "fp32" else 0.2, abs=1e-9 if precision == "fp32" else 0.05
         )
-
-
-_RANK = """
-import sys
-import torch
-torch.set_num_threads(1)
-from unmask import config
-from unmask.settings.recipe import Recipe
-from unmask.training.run import dry_run, train
-
-train(config.load(Recipe, file=sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Under a teacher, with drawn heads, in micro-batches of which some may have nothing to draft."""
-    made = with_teacher(tmp_path, **SPLIT, clean_ratio_range=[0.3, 0.95], masking="block", weighting="unweighted")
-    made["training"] |= {"steps": 3, "eval_steps": 3, "micro_batch_size": 2, "dropout": 0.1}
-    one = run_of(made, "one")
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(made | {"name": "two"}))
-    (tmp_path / "rank.py").write_text(_RANK)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    words = [*launch, str(tmp_path / "rank.py"), str(tmp_path / "two.yaml")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = RunFolder(tmp_path / "two")
-    for step in (1, 2, 3):
-        ours, others = metrics(two, step=step), metrics(one, step=step)
-        for key in (key for key in others if key.startswith("train/")):
-            assert ours[key] == pytest.approx(others[key], rel=1e-8), key
-    for name, wanted in weights(one, 3).items():
-        torch.testing.assert_close(weights(two, 3)[name], wanted, rtol=1e-6, atol=1e-6)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from tests.training import recipes
 from tests.training.recipes import weights
-from unmask import config
 from unmask.errors import CheckpointError, NonFiniteError, SettingsError
 from unmask.lm import DiffusionLM
 from unmask.runs import RunFolder
@@ -117,85 +116,6 @@ def test_four_micro_batches_of_two_equal_one_batch_of_eight(folder: Path, method
         torch.testing.assert_close(split[name], whole[name], rtol=1e-9, atol=1e-9)
 
 
-_RANK = """
-import gc
-import sys
-import torch
-from torch.nn.parallel import DistributedDataParallel
-torch.set_num_threads(1)
-from unmask import config
-from unmask.settings.recipe import Recipe
-from unmask.training.run import train
-
-destroy = torch.distributed.destroy_process_group
-
-def destroy_last(group=None):
-    held = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
-    print(f"wrappers that outlive the group: {held}", file=sys.stderr)
-    destroy(group)
-
-torch.distributed.destroy_process_group = destroy_last
-train(config.load(Recipe, file=sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_although_some_micro_batches_have_nothing_supervised(folder: Path) -> None:
-    """Under Bernoulli noise on rows of one or two tokens, many micro-batches of one row have no masked token."""
-    lines = [json.dumps({"text": letter}) + "\n" for letter in "abcdefghijklmnopqrst"]
-    (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
-    tree = recipes.tree(folder, steps=4, micro_batch_size=1, eval_steps=4, detailed_metrics_steps=2)
-    tree["data"] |= {"context_length": 3, "validation_fraction": 0.0}
-    tree["objective"] |= {"corruption": "bernoulli"}
-    tree["sampling"] = {"max_new_tokens": 2}
-    for name in ("one", "two"):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree | {"name": name}))
-    (folder / "rank.py").write_text(_RANK)
-    train(config.from_tree(Recipe, tree | {"name": "one"}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    run_two = [*launch, "--standalone", str(folder / "rank.py"), str(folder / "two.yaml")]
-    done = subprocess.run(run_two, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("wrappers that outlive the group: 0") == 2, "one that does may wait for itself forever"
-    one, two = RunFolder(folder / "one"), RunFolder(folder / "two")
-    assert _empty_micro_batches(folder) > 0
-    for (step, loss), (other_step, other) in zip(
-        recipes.records(one, "train/loss"), recipes.records(two, "train/loss"), strict=True
-    ):
-        assert step == other_step
-        assert other == pytest.approx(loss, rel=1e-9)
-    probed = [[row for row in recipes.every_record(run) if "probe/gradient/norm" in row] for run in (one, two)]
-    assert len(probed[0]) == 2
-    for first, second in zip(*probed, strict=True):
-        assert second == pytest.approx(first, rel=1e-6, abs=1e-6, nan_ok=True), (
-            "each process measures half of the probe"
-        )
-    for name, value in weights(one, 4).items():
-        torch.testing.assert_close(weights(two, 4)[name], value, rtol=1e-6, atol=1e-6)
-
-
-def _empty_micro_batches(folder: Path) -> int:
-    """How many one-row micro-batches of the run above have no supervised row."""
-    from unmask import config
-    from unmask.data.rows import rows_of_step
-    from unmask.objectives.methods import objective
-    from unmask.settings.model import DiffusionConfig
-    from unmask.training.preparation import prepare_text, prepare_tokenizer
-
-    recipe = config.load(Recipe, file=folder / "one.yaml")
-    tokenizer = prepare_tokenizer(recipe, folder / "cache")
-    train_text = prepare_text(recipe, tokenizer, folder / "cache").train
-    entry = DiffusionConfig(method="masked_diffusion", vocabulary_size=259, mask_token_id=258)
-    make = objective(recipe.objective, entry, seed=recipe.seed)
-    empty = 0
-    for step in range(4):
-        rows = rows_of_step(step, batch_size=8, num_rows=len(train_text), seed=recipe.seed)
-        for row in range(8):
-            batch = train_text.batch(rows, row, row + 1, step=step)
-            empty += len(make(batch).row_R) == 0
-    return empty
-
-
 def test_a_non_finite_loss_stops_before_the_update_and_keeps_what_is_saved(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +195,8 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_resumes(folder: Path) 
         train(recipes.recipe(folder), resume=str(run.checkpoints / "step-77"))
 
 
-def test_the_run_folder_holds_everything_that_is_promised(folder: Path) -> None:
+def test_the_run_folder_holds_everything_that_is_promised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     run = train(recipes.recipe(folder)).run
     assert yaml.safe_load(run.config.read_text())["training"]["steps"] == 6
     assert "torch" in json.loads((run.root / "environment.json").read_text())["packages"]

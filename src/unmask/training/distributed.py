@@ -79,7 +79,7 @@ def _engine_config(settings: TrainingSettings, file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
-    """Close the trackers behind a run and, after the last run of these processes, their group.
+    """Close the trackers behind a run and, after the last run of several processes, their group.
 
     What the run prepared must be unreachable by then, but for the accelerator. A network's wrapper that outlives the
     group destroys it holding the interpreter's lock, and waits for threads that wait for that lock: the process never
@@ -90,6 +90,8 @@ def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
+    if not accelerator.use_distributed:
+        return
     accelerator.free_memory()
     if is_last:
         gc.collect()  # free_memory() collects what lies in cycles before it lets go of the networks itself
