@@ -13,6 +13,7 @@ import torch
 
 from tests import tiny
 from unmask import noise
+from unmask.analysis.information_profile import measure, window_length, windows
 from unmask.analysis.schedule_optimality import schedule_figures
 from unmask.analysis.schedules import halves
 from unmask.data.batch import Batch
@@ -73,6 +74,38 @@ def nats(lm: DiffusionLM, texts: list[list[int]], places: int, lead: list[int]) 
             losses = [-float(law[len(lead) + place - shift, text[place]]) for place in hidden]
             row.append(math.fsum(losses) / count)
         found.append(row)
+    return found
+
+
+@torch.no_grad()
+def block_nats(lm: DiffusionLM, texts: list[list[int]], lead: list[int]) -> list[list[list[float]]]:
+    """Of each text, of each block of it: mean nats of the masked places when 1, 2, ... of them are masked. Each is a
+    forward of its own over the clean text before the block and the block, under a mask written out."""
+    entry = lm.backbone.diffusion
+    mask, size = entry.mask_token_id, entry.block_length
+    assert mask is not None and size is not None
+    head = lm.backbone.network.get_output_embeddings()
+    rest = -len(lead) % size
+    number = (len(texts[0]) - rest) // size
+    orders = iter(noise.permutation(Purpose.MASK, size, SEED, torch.arange(len(texts) * number)).tolist())
+    found = []
+    for text in texts:
+        ids, of_text = [*lead, *text], []
+        for start in range(len(lead) + rest, len(ids), size):
+            order, row = next(orders), []
+            end = start + size
+            block_N = torch.arange(end) // size
+            seen = block_N[:, None] >= block_N[None, :]
+            for count in range(1, size + 1):
+                hidden = [start + place for place in range(size) if order[place] < count]
+                given = [mask if place in hidden else ids[place] for place in range(end)]
+                output = lm.backbone(torch.tensor([given]), torch.arange(end)[None], seen[None, None])
+                logits = head(output)[0]  # type: ignore[misc]
+                logits[:, mask] = -math.inf
+                law = logits.double().log_softmax(-1)
+                row.append(math.fsum(-float(law[place, ids[place]]) for place in hidden) / count)
+            of_text.append(row)
+        found.append(of_text)
     return found
 
 
@@ -176,9 +209,49 @@ def test_texts_shorter_than_any_number_of_steps_say_nothing() -> None:
     assert schedule_figures(model_of(), [[1, 2, 3]] * 8, SamplingParams(), seed=SEED) == {}
 
 
-@pytest.mark.parametrize("method", ["block_diffusion", "tidar"])
-def test_other_methods_have_no_reveal_schedule(method: str) -> None:
-    lm = DiffusionLM(Checkpoint(tiny.backbone(method), None))
+@pytest.mark.parametrize("size", [3, 4])
+def test_blocks_have_their_own_schedule_behind_the_clean_text(size: int, tmp_path: Path) -> None:
+    backbone = tiny.backbone("block_diffusion", block_length=size)
+    lm, texts = DiffusionLM(Checkpoint(backbone, None)), tiny.random_ids(6, 2 * size + 1).tolist()
+    by_text = block_nats(lm, [one[: 2 * size] for one in texts], [])
+    rows = [mean(blocks) for blocks in by_text]  # documents have equally many blocks, so their means weigh the same
+    found = schedule_figures(lm, texts, SamplingParams(), seed=SEED)
+    assert found.keys() == {"schedule/excess_2", "schedule/optimality_2"}
+    assert_figures(found, rows, size, 2, linear(size, 2))
+    (tmp_path / "mine.json").write_text(json.dumps({"places": size, "counts": {"2": [1, size - 1]}}))
+    listed = SamplingParams(reveal_schedule=str(tmp_path / "mine.json"), unmasking="random", denoising_steps=2)
+    assert_figures(schedule_figures(lm, texts, listed, seed=SEED), rows, size, 2, (1, size - 1))
+
+
+@pytest.mark.parametrize("lead", [[], [7], [1, 2, 3]])
+def test_the_profile_of_each_block_is_that_of_a_forward_of_its_own(lead: list[int]) -> None:
+    """And so no block sees what stands behind it, nor its own masked tokens."""
+    backbone = tiny.backbone("block_diffusion", block_length=4)
+    length = window_length(backbone.diffusion, 4, lead=len(lead), room=len(lead) + 14)
+    assert (len(lead) + length) % 4 == 0 and length <= 14
+    documents = [tiny.random_ids(2 * length + 1, seed=row).tolist() for row in range(4)]
+    found = windows(documents, length, per_document=2, max_documents=4)
+    measured = measure(backbone, found, torch.arange(1, 5), lead=lead, batch_size=5, seed=SEED)
+    by_text = block_nats(DiffusionLM(Checkpoint(backbone, None)), found.ids_WN.tolist(), lead)
+    torch.testing.assert_close(
+        measured.nats_GM, torch.tensor(list(itertools.chain.from_iterable(by_text)), dtype=torch.float64)
+    )
+    blocks = len(by_text[0])
+    assert measured.places == 4 and blocks == (length - -len(lead) % 4) // 4
+    assert measured.document_G.tolist() == [row for row in range(4) for _ in range(2 * blocks)]
+
+
+def test_a_window_of_blocks_fills_the_leads_block_and_its_room() -> None:
+    entry = tiny.backbone("block_diffusion", block_length=8).diffusion
+    assert window_length(entry, 8, lead=1, room=1000) == 7 + 64
+    assert window_length(entry, 8, lead=0, room=1000) == 64
+    assert window_length(entry, 8, lead=1, room=31) == 7 + 16
+    assert window_length(entry, 8, lead=1, room=9) == 7 + 8, "one block at least: who has less room is told"
+    assert window_length(tiny.backbone("masked_diffusion").diffusion, 8, lead=1, room=1000) == 8
+
+
+def test_tidar_has_no_reveal_schedule() -> None:
+    lm = DiffusionLM(Checkpoint(tiny.backbone("tidar"), None))
     assert schedule_figures(lm, tiny.random_ids(12, 9).tolist(), SamplingParams(), seed=SEED) == {}
 
 

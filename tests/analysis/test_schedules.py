@@ -51,9 +51,9 @@ def brute_profile(model: Backbone, tokens: list[int], lead: list[int]) -> list[f
     return found
 
 
-def profile(values_WM: Tensor, document_W: Tensor | None = None) -> Profile:
+def profile(values_WM: Tensor, document_G: Tensor | None = None) -> Profile:
     rows, places = values_WM.shape
-    owners = torch.arange(rows) if document_W is None else document_W
+    owners = torch.arange(rows) if document_G is None else document_G
     return Profile(places, torch.arange(1, places + 1), values_WM.double(), owners)
 
 
@@ -96,14 +96,14 @@ def test_each_window_is_scored_at_its_own_counts_whatever_the_batch() -> None:
     found = Windows(tiny.random_ids(5, 6), torch.tensor([0, 0, 1, 2, 3]), 0)
     counts = torch.tensor([1, 4, 6])
     one = measure(model, found, counts, batch_size=64, seed=3)
-    assert torch.allclose(one.nats_WM, measure(model, found, counts, batch_size=4, seed=3).nats_WM)
-    assert not torch.allclose(one.nats_WM, measure(model, found, counts, seed=4).nats_WM)
+    assert torch.allclose(one.nats_GM, measure(model, found, counts, batch_size=4, seed=3).nats_GM)
+    assert not torch.allclose(one.nats_GM, measure(model, found, counts, seed=4).nats_GM)
     # All masked, the input is the same for every window, and the loss the mean over its own tokens.
     ids = torch.full((1, 6), model.diffusion.mask_token_id)
     with torch.no_grad():
         law = model.logits(model(ids, torch.arange(6)[None], None))[0].log_softmax(-1)
     expected = [-law[range(6), row].mean().item() for row in found.ids_WN.tolist()]
-    assert one.nats_WM[:, -1].tolist() == pytest.approx(expected, abs=1e-6)
+    assert one.nats_GM[:, -1].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_shifted_row_reads_a_token() -> None:
@@ -114,7 +114,7 @@ def test_the_shifted_row_reads_a_token() -> None:
     with torch.no_grad():
         law = model.logits(model(torch.tensor([[5, mask, mask, mask]]), torch.arange(4)[None], None))[0].log_softmax(-1)
     expected = [-law[range(3), row].mean().item() for row in found.ids_WN.tolist()]
-    assert measured.nats_WM[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert measured.nats_GM[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_standard_error_counts_documents_not_windows() -> None:
@@ -229,7 +229,7 @@ def test_the_optimum_never_sees_the_scoring_half() -> None:
     assert fit.isdisjoint(score) and len(fit) == len(score) == 20
 
     def replaced(rows: Tensor) -> schedules.Analysis:
-        values = whole.nats_WM.clone()
+        values = whole.nats_GM.clone()
         # A cliff at the other end, which asks for other counts.
         values[rows] = torch.tensor([0.0] + [9.0] * 7, dtype=torch.float64)
         return schedules.analysed(profile(values), ["linear"], [2, 3, 4], resamples=50)
@@ -403,6 +403,41 @@ def test_generations_are_judged(
     assert float(rows[0]["entropy"]) == pytest.approx(-sum(share * math.log2(share) for share in shares))
     assert main([*words, "--judge", str(model), "--output-dir", str(tmp_path)]) == 2
     assert "A judge says exactly how likely a text is" in capsys.readouterr().err
+
+
+def test_the_schedule_of_a_block_model_fills_its_blocks(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.models.loading import adapted, load
+    from unmask.settings.objective import ObjectiveSettings
+
+    stories, folder = shared_data / "checkpoints" / "stories260k", tmp_path / "blocks"
+    settings = ObjectiveSettings(method="block_diffusion", block_length=8)
+    save(adapted(load(str(stories)), settings), folder)
+    text, best = shared_data / "text" / "tinystories_sample.jsonl.gz", tmp_path / "best.json"
+    words = ["analyze", "schedule", str(folder), "--data", str(text), "--documents", "8", "--resamples", "9"]
+    words += ["--schedules", "linear,5+3", "--steps", "2,3", "--output-dir", str(tmp_path / "out")]
+    judged = ["--generate", "2", "--judge", str(stories), "--temperatures", "1"]
+    assert main([*words, *judged, "--save", str(best)]) == 0
+    captured = capsys.readouterr()
+    # 7 tokens complete the block that BOS begins; the 64 behind them are 8 blocks.
+    assert "information profile of 64 blocks of 8 tokens, 8 documents" in captured.out
+    with (tmp_path / "out" / "generation.csv").open() as file:
+        assert {(row["steps"], row["schedule"]) for row in csv.DictReader(file)} == {
+            ("2", "linear"),
+            ("2", "5+3"),
+            ("2", OPTIMUM),
+            ("3", "linear"),
+            ("3", OPTIMUM),
+        }
+    counts = json.loads(best.read_text())["counts"]
+    lm = DiffusionLM.from_pretrained(folder)
+    options = {"max_new_tokens": 16, "reveal_schedule": str(best), "unmasking": "random", "ignore_eos": True}
+    params = SamplingParams(denoising_steps=3, trace=True, **options)  # type: ignore[arg-type]
+    (found,) = lm.generate([list(range(8))], params)
+    assert [found.revealed_at.count(step) for step in range(1, 7)] == 2 * counts["3"]  # type: ignore[union-attr]
+    assert main([*words, "--places", "16"]) == 2
+    assert "fills blocks of 8 places, got --places 16. Leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

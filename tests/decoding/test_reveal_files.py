@@ -7,6 +7,8 @@ import pytest
 
 from tests import tiny
 from tests.decoding.test_canvas import run
+from unmask.decoding.blocks import BlockRun
+from unmask.decoding.step import Row, StopRule
 from unmask.decoding.unmasking import reveal_counts
 from unmask.errors import SettingsError
 from unmask.settings.decoding import SamplingParams
@@ -24,6 +26,10 @@ def file(tmp_path: Path) -> str:
 
 def canvas(**options: object) -> SamplingParams:
     return SamplingParams(decoding="canvas", **options).resolved({}, "canvas")  # type: ignore[arg-type]
+
+
+def blocks(**options: object) -> SamplingParams:
+    return SamplingParams(decoding="blocks", **options).resolved({}, "blocks")  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_read(file: str) -> None:
@@ -45,6 +51,29 @@ def test_each_block_follows_the_file(file: str) -> None:
     params = canvas(max_new_tokens=16, block_length=8, denoising_steps=3, reveal_schedule=file)
     (found,) = run(tiny.backbone("masked_diffusion"), [[1, 2]], params)
     assert [found.revealed_at.count(step) for step in range(1, 7)] == [1, 5, 2, 1, 5, 2]
+
+
+@pytest.mark.parametrize("policy", ["low_confidence_static", "random"])
+@pytest.mark.parametrize(("prompt", "counts"), [(8, [1, 5, 2, 1, 5, 2]), (5, [1, 2, 1, 5, 2])])
+def test_each_block_of_a_block_model_follows_the_file(file: str, policy: str, prompt: int, counts: list[int]) -> None:
+    """A prompt that ends within a block leaves it fewer places: the file's counts, as far as there are places."""
+    model = tiny.backbone("block_diffusion", block_length=8)
+    new = 8 + 8 - prompt % 8
+    params = blocks(max_new_tokens=new, block_length=8, denoising_steps=3, unmasking=policy, reveal_schedule=file)
+    run = BlockRun(model, [Row(tuple(range(prompt)), 0, 0)], params, StopRule())
+    while not run.done:
+        run.advance()
+    (found,) = run.results()
+    assert [found.revealed_at.count(step) for step in range(1, found.forwards + 1)] == counts
+
+
+def test_a_block_model_takes_named_schedules_and_files_with_paced_policies_only(file: str) -> None:
+    assert blocks(block_length=8, reveal_schedule="cosine").reveal_schedule == "cosine"
+    assert blocks(block_length=8).reveal_schedule == "linear"
+    with pytest.raises(SettingsError, match="got unmasking `low_confidence_dynamic`"):
+        blocks(block_length=8, reveal_schedule=file)
+    with pytest.raises(SettingsError, match="for blocks of 8 places, got one of 4"):
+        blocks(block_length=4, unmasking="random", reveal_schedule=file)
 
 
 def test_the_only_number_of_steps_is_the_default(tmp_path: Path, file: str) -> None:

@@ -43,7 +43,8 @@ def test_each_tier_is_written_when_it_is_due(tmp_path: Path, method: str) -> Non
     assert [step for step, one in found.items() if "probe/denoising/forwards" in one] == [6]
     assert all(0 <= one["probe/mask_accuracy"] <= 1 for one in found.values())
     assert not any("probe/" in key for one in recipes.every_record(run) if "train/loss" in one for key in one)
-    assert ("probe/schedule/excess_4" in found[6]) == (method == "masked_diffusion")
+    assert ("probe/schedule/excess_2" in found[6]) == (method == "block_diffusion")
+    assert ("probe/schedule/excess_8" in found[6]) == (method == "masked_diffusion")
 
 
 @pytest.mark.parametrize("method", METHODS)

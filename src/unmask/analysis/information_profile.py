@@ -1,13 +1,17 @@
-"""The information profile of a masked-diffusion model: what a masked token costs when m of n tokens are masked.
+"""The information profile of a diffusion model: what a masked token costs when m of n tokens are masked.
 
 In: a model and the token ids of documents. Out: a `Profile`, the mean cross-entropy of the masked tokens of every
-window at every count m. f(m), its mean over windows, is the expected loss of a token when m tokens, chosen uniformly,
-are masked (Lavenant & Zanella, arXiv 2510.25544); the sum of f(1) to f(n) is the bound on the nats of a window.
+group of n tokens at every count m. f(m), its mean over groups, is the expected loss of a token when m tokens, chosen
+uniformly, are masked (Lavenant & Zanella, arXiv 2510.25544); the sum of f(1) to f(n) is the bound on the nats of a
+group.
 
-A window is n tokens of one document behind BOS (or end of text, where there is no BOS and the row before a token
-predicts it). One random order per window is masked from its end on: the masks of a window are nested, so that
-differences of f between counts carry less noise, and each mask alone is uniform.
-Shapes: W windows, N places, M counts, D documents, S lead tokens and places, B rows of a forward.
+A window is some tokens of one document behind BOS (or end of text, where there is no BOS and the row before a token
+predicts it). In masked diffusion it is the group. In block diffusion each block is one, behind the clean text before
+it; one forward over [noisy | clean] evaluates all blocks of a window, but for the one that BOS begins. One random order
+per group is masked from its end on: the masks of a group are nested, so that differences of f between counts carry less
+noise, and each mask alone is uniform.
+Shapes: W windows, N tokens of one, G groups of all windows, K of one window, n places of a group, M counts,
+D documents, S lead and window, B rows of a forward.
 """
 
 from __future__ import annotations
@@ -25,11 +29,13 @@ from unmask.diffusion.corruption import Corruption
 from unmask.errors import DataError, SettingsError
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
-from unmask.objectives import masked_diffusion
+from unmask.objectives import block_diffusion, masked_diffusion
 from unmask.objectives.loss import row_losses
+from unmask.settings.model import DiffusionConfig
 
 FEWEST_DOCUMENTS = 4
 """Two to fit an optimum on and two to score it on; intervals ask for many more."""
+_TEXT = 64
 
 
 @dataclass(frozen=True)
@@ -52,37 +58,56 @@ class Profile:
     """Nats of masked tokens.
 
     Attributes:
-        places: N.
-        masked_M: int64; the counts measured, ascending from 1 to N.
-        nats_WM: float64; mean cross-entropy of each window's masked tokens.
-        document_W: int64; the document of each window.
+        places: n.
+        masked_M: int64; the counts measured, ascending from 1 to n.
+        nats_GM: float64; mean cross-entropy of each group's masked tokens.
+        document_G: int64; the document of each group.
     """
 
     places: int
     masked_M: Tensor
-    nats_WM: Tensor
-    document_W: Tensor
+    nats_GM: Tensor
+    document_G: Tensor
 
     @property
     def documents(self) -> int:
-        return int(self.document_W.unique().numel())
+        return int(self.document_G.unique().numel())
 
     def of(self, documents: Tensor) -> Profile:
         """The part of the profile that these documents make up."""
-        chosen_W = torch.isin(self.document_W, documents)
-        return Profile(self.places, self.masked_M, self.nats_WM[chosen_W], self.document_W[chosen_W])
+        chosen_G = torch.isin(self.document_G, documents)
+        return Profile(self.places, self.masked_M, self.nats_GM[chosen_G], self.document_G[chosen_G])
 
     def mean(self) -> Tensor:
         """f at the counts measured, float64 [M]."""
-        return self.nats_WM.mean(dim=0)
+        return self.nats_GM.mean(dim=0)
 
     def stderr(self) -> Tensor:
-        """Standard error of `mean`, float64 [M]: between documents, whose windows are not independent."""
-        names, document_W = self.document_W.unique(return_inverse=True)
-        residual_WM = self.nats_WM - self.mean()
-        sum_DM = residual_WM.new_zeros(len(names), residual_WM.shape[1]).index_add(0, document_W, residual_WM)
+        """Standard error of `mean`, float64 [M]: between documents, whose groups are not independent."""
+        names, document_G = self.document_G.unique(return_inverse=True)
+        residual_GM = self.nats_GM - self.mean()
+        sum_DM = residual_GM.new_zeros(len(names), residual_GM.shape[1]).index_add(0, document_G, residual_GM)
         spread = len(names) / max(len(names) - 1, 1)
-        return (spread * sum_DM.square().sum(dim=0)).sqrt() / len(document_W)
+        return (spread * sum_DM.square().sum(dim=0)).sqrt() / len(document_G)
+
+
+def window_length(entry: DiffusionConfig, places: int, *, lead: int, room: int) -> int:
+    """Tokens of a window whose groups have `places` tokens.
+
+    That of a block-diffusion model completes the block that the lead begins, and goes on for as many blocks as `_TEXT`
+    tokens hold, one at least.
+
+    Args:
+        entry: of the checkpoint.
+        places: of a group.
+        lead: tokens before a window.
+        room: tokens that both may have together, if it suffices for one group.
+    """
+    if entry.method != "block_diffusion":
+        return places
+    rest = -lead % places
+    blocks = min(_TEXT // places, (room - lead - rest) // places)
+    return rest + max(1, blocks) * places
 
 
 def windows(documents: Iterable[Sequence[int]], places: int, *, per_document: int, max_documents: int) -> Windows:
@@ -147,25 +172,21 @@ def measure(
     """Evaluate every window at every count, one forward row each.
 
     Args:
-        backbone: a masked-diffusion model in evaluation mode.
-        found: the windows.
-        masked_M: counts, int64, ascending from 1 to the places of a window.
+        backbone: a model of masked or block diffusion in evaluation mode.
+        found: the windows; see `window_length`.
+        masked_M: counts, int64, ascending from 1 to the places of a group.
         lead: visible tokens before each window.
         batch_size: rows of a forward.
         seed: of the masks.
 
     Raises:
-        SettingsError: the model is none of masked diffusion, needs a lead, or a window does not fit into its context.
+        SettingsError: the model is of another method, needs a lead, or a window does not fit into its context.
     """
-    entry, places = backbone.diffusion, found.ids_WN.shape[1]
-    if entry.method != "masked_diffusion" or entry.mask_token_id is None:
+    entry, tokens = backbone.diffusion, found.ids_WN.shape[1]
+    check_method(entry)
+    if len(lead) + tokens > backbone.context_length:
         raise SettingsError(
-            f"A profile is measured on a masked_diffusion model, whose canvas a reveal schedule paces; this one is "
-            f"{entry.method}. Train one with objective.method=masked_diffusion."
-        )
-    if len(lead) + places > backbone.context_length:
-        raise SettingsError(
-            f"{places} places and {len(lead)} tokens before them do not fit into the model's context of "
+            f"{tokens} places and {len(lead)} tokens before them do not fit into the model's context of "
             f"{backbone.context_length}. Set --places to at most {backbone.context_length - len(lead)}."
         )
     if entry.logit_shift and not lead:
@@ -175,18 +196,43 @@ def measure(
         )
     if backbone.training:
         raise SettingsError("The model is in training mode, where dropout would blur its losses. Call .eval() first.")
-    order_WN = noise.permutation(Purpose.MASK, places, seed, torch.arange(len(found.ids_WN)))
+    places = group_places(entry, tokens)
+    first = -len(lead) % places if entry.method == "block_diffusion" else 0
+    groups = (tokens - first) // places
+    order_Gn = noise.permutation(Purpose.MASK, places, seed, torch.arange(len(found.ids_WN) * groups))
+    order_WKn = order_Gn.view(-1, groups, places)
     window_R = torch.arange(len(found.ids_WN)).repeat_interleave(len(masked_M))
     count_R = masked_M.repeat(len(found.ids_WN))
-    nats_R = [
-        _mean_losses(backbone, found.ids_WN[window_B], order_WN[window_B] < count_B[:, None], lead)
-        for window_B, count_B in zip(window_R.split(batch_size), count_R.split(batch_size), strict=True)
-    ]
-    return Profile(places, masked_M, torch.cat(nats_R).view(-1, len(masked_M)), found.document_W)
+    nats_RK = []
+    for window_B, count_B in zip(window_R.split(batch_size), count_R.split(batch_size), strict=True):
+        masked_BN = torch.zeros(len(window_B), tokens, dtype=torch.bool)
+        masked_BN[:, first:] = (order_WKn[window_B] < count_B[:, None, None]).flatten(1)
+        nats_BN = _losses(backbone, found.ids_WN[window_B], masked_BN, lead)
+        nats_RK.append(nats_BN[:, first:].unflatten(1, (groups, places)).sum(dim=2) / count_B[:, None])
+    nats_WMK = torch.cat(nats_RK).unflatten(0, (-1, len(masked_M)))
+    document_G = found.document_W.repeat_interleave(groups)
+    return Profile(places, masked_M, nats_WMK.transpose(1, 2).flatten(0, 1), document_G)
 
 
-def _mean_losses(backbone: Backbone, ids_BN: Tensor, masked_BN: Tensor, lead: Sequence[int]) -> Tensor:
-    """Mean cross-entropy of the masked tokens of each row, float64 [B]."""
+def check_method(entry: DiffusionConfig) -> None:
+    """Raise SettingsError for a model whose places no reveal schedule paces."""
+    if entry.method not in ("masked_diffusion", "block_diffusion"):
+        raise SettingsError(
+            "A profile is measured on a model of masked_diffusion or block_diffusion, whose places a reveal schedule "
+            f"paces; this one is {entry.method}. Train one with objective.method=masked_diffusion."
+        )
+
+
+def group_places(entry: DiffusionConfig, places: int) -> int:
+    """Places that are masked together: those of a block, else the `places` of a canvas."""
+    if entry.method != "block_diffusion":
+        return places
+    assert entry.block_length is not None, "a checkpoint of this method has one"
+    return entry.block_length
+
+
+def _losses(backbone: Backbone, ids_BN: Tensor, masked_BN: Tensor, lead: Sequence[int]) -> Tensor:
+    """Cross-entropy of each masked token, 0 elsewhere; float64 [B, N]."""
     entry = backbone.diffusion
     assert entry.mask_token_id is not None, "checked by the caller"
     lead_BS = torch.tensor(lead, dtype=torch.int64).expand(len(ids_BN), len(lead))
@@ -194,13 +240,22 @@ def _mean_losses(backbone: Backbone, ids_BN: Tensor, masked_BN: Tensor, lead: Se
     batch = Batch.of_rows(ids_BS.tolist())
     masked_BS = torch.cat([torch.zeros_like(lead_BS, dtype=torch.bool), masked_BN], dim=1)
     ones_BS = torch.ones(masked_BS.shape, dtype=torch.float64)
-    example = masked_diffusion.corrupted_example(
-        batch,
-        Corruption(masked_BS, ones_BS, ones_BS),
-        mask_token_id=entry.mask_token_id,
-        logit_shift=entry.logit_shift,
-    ).to(backbone.device)
+    corruption = Corruption(masked_BS, ones_BS, ones_BS)
+    if entry.method == "block_diffusion":
+        made = block_diffusion.corrupted_example(
+            batch,
+            [corruption],
+            torch.zeros_like(masked_BS),
+            mask_token_id=entry.mask_token_id,
+            block_length=group_places(entry, masked_BN.shape[1]),
+        )
+    else:
+        made = masked_diffusion.corrupted_example(
+            batch, corruption, mask_token_id=entry.mask_token_id, logit_shift=entry.logit_shift
+        )
+    example = made.to(backbone.device)
     mask = backbone.render(example.layout, example.layout)
     nats_R = row_losses(backbone(example.ids_BL, example.layout.position_ids, mask), example, backbone.logits)
-    sum_B = torch.zeros(len(ids_BN), dtype=torch.float64).index_add(0, example.group_R.cpu(), nats_R.double().cpu())
-    return sum_B / masked_BN.sum(dim=1)
+    nats_BN = torch.zeros(masked_BN.shape, dtype=torch.float64)
+    nats_BN[masked_BN] = nats_R.double().cpu()
+    return nats_BN

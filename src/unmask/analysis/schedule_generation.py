@@ -1,9 +1,9 @@
 """What schedules generate at equal steps: texts, judged by an independent model, and how varied they are.
 
-In: a masked-diffusion model, a judge and the counts of each schedule. Out: a `Generation` for each schedule and order.
-Neither number stands alone: a text that repeats itself is likely under any judge, and random words are varied. The two
-are the terms of a divergence from the judge (arXiv 2604.02718), so they are to be read as a pair, and over several
-temperatures.
+In: a model of masked or block diffusion, a judge and the counts of each schedule. Out: a `Generation` for each schedule
+and order. Neither number stands alone: a text that repeats itself is likely under any judge, and random words are
+varied. The two are the terms of a divergence from the judge (arXiv 2604.02718), so they are to be read as a pair, and
+over several temperatures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from unmask.settings.decoding import SamplingParams, Unmasking
 from unmask.settings.reveal_files import RevealFile
 
 ORDERS: tuple[Unmasking, ...] = ("random", "low_confidence_static")
+_TEXT = 64
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Generation:
 
     Attributes:
         schedule: its name.
-        steps: forwards of each text.
+        steps: forwards of each text, or block.
         order: the unmasking policy.
         temperature: of the tokens.
         nats_per_byte: under the judge, of all texts together.
@@ -70,7 +71,7 @@ def generations(
     """Generate without a prompt by every schedule, with the same draws, and judge what comes out.
 
     Args:
-        lm: a masked-diffusion model.
+        lm: of which a text is one canvas, or blocks of up to 64 tokens in all.
         judge: see `check_judge`.
         schedules: counts by name, all for the same number of places.
         texts: of each schedule, order and temperature.
@@ -81,6 +82,7 @@ def generations(
     Raises:
         PromptError: no text has a letter, or one is too long for the judge.
     """
+    in_blocks = lm.backbone.diffusion.method == "block_diffusion"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "counts.json"
         for name, counts in schedules.items():
@@ -88,8 +90,10 @@ def generations(
             for order in ORDERS:
                 for temperature in temperatures:
                     params = SamplingParams(
-                        decoding="canvas",
-                        max_new_tokens=sum(counts),
+                        decoding="blocks" if in_blocks else "canvas",
+                        max_new_tokens=max(1, _TEXT // sum(counts)) * sum(counts) if in_blocks else sum(counts),
+                        block_length=sum(counts) if in_blocks else None,
+                        denoising_steps=len(counts),
                         n=texts,
                         temperature=temperature,
                         seed=seed,

@@ -1,7 +1,7 @@
 """How near the reveal schedule that a model decodes with comes to the best one for it, in a few numbers.
 
-In: a masked-diffusion model and token ids of texts. Out: the excess of its schedule and the optimum's share of it, as
-`unmask analyze schedule` measures them, on fewer texts.
+In: a model of masked or block diffusion and token ids of texts. Out: the excess of its schedule and the optimum's share
+of it, as `unmask analyze schedule` measures them, on fewer texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from unmask.analysis.information_profile import FEWEST_DOCUMENTS, mask_counts, measure, windows
+from unmask.analysis.information_profile import (
+    FEWEST_DOCUMENTS,
+    group_places,
+    mask_counts,
+    measure,
+    window_length,
+    windows,
+)
 from unmask.analysis.schedules import analysed
 from unmask.lm import DiffusionLM
 from unmask.models.tokenizers import lead_ids
@@ -19,7 +26,7 @@ from unmask.settings.decoding import SamplingParams
 from unmask.settings.reveal_files import is_file_name, read
 
 _PLACES, _READ, _WINDOWS, _COUNTS = 64, 256, 128, 16
-_STEPS = (4, 8, 16)
+_STEPS = {"masked_diffusion": (4, 8, 16), "block_diffusion": (2, 4, 8, 16)}
 _RESAMPLES = 2  # the intervals are not asked for
 
 
@@ -28,27 +35,29 @@ def schedule_figures(
 ) -> dict[str, float]:
     """schedule/excess_K (nats per token above one place at a time) and schedule/optimality_K for K steps, by name.
 
-    NaN where too few texts are long enough; nothing for methods other than masked diffusion, or a model without a token
-    to stand in front where it needs one. Half of the texts fit the optimum, the other half score both.
+    NaN where too few texts are long enough; nothing for other methods, whose decoding has no schedule, or a model
+    without a token to stand in front where it needs one. Half of the texts fit the optimum, the other half score both.
     """
     entry = lm.backbone.diffusion
     lead = lead_ids(lm.tokenizer, needed=entry.logit_shift)
-    if entry.method != "masked_diffusion" or (entry.logit_shift and not lead):
+    if entry.method not in _STEPS or (entry.logit_shift and not lead):
         return {}
     schedule = lm.resolved(params).reveal_schedule or "linear"
     read_texts = list(itertools.islice(texts, _READ))
+    typical = statistics.median_low([len(one) for one in read_texts])
+    room = min(lm.backbone.context_length, typical + len(lead))
     if is_file_name(schedule):
         places, steps = read(schedule).places, tuple(sorted(read(schedule).counts))
     else:
-        typical = statistics.median_low([len(one) for one in read_texts])
-        places = max(1, min(_PLACES, lm.backbone.context_length - len(lead), typical))
-        steps = tuple(one for one in _STEPS if one < places)
-    chosen = [one for one in read_texts if len(one) >= places][:_WINDOWS]
+        places = group_places(entry, max(1, min(_PLACES, room - len(lead))))
+        steps = tuple(one for one in _STEPS[entry.method] if one < places)
+    length = window_length(entry, places, lead=len(lead), room=room)
+    chosen = [one for one in read_texts if len(one) >= length][:_WINDOWS]
     if len(chosen) < FEWEST_DOCUMENTS:
         return {f"schedule/{name}_{number}": math.nan for number in steps for name in ("excess", "optimality")}
     if not steps:
         return {}
-    found = windows(chosen, places, per_document=1, max_documents=_WINDOWS)
+    found = windows(chosen, length, per_document=1, max_documents=_WINDOWS)
     profile = measure(lm.backbone, found, mask_counts(places, _COUNTS), lead=lead, seed=seed)
     made = {}
     for number, ranked in analysed(profile, [schedule], steps, resamples=_RESAMPLES, seed=seed).scored.items():

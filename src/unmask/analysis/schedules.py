@@ -10,7 +10,7 @@ which for a model that predicts exactly is the expected divergence of the K-step
 2510.25544; Chen, Cong & Li, arXiv 2511.04647). It says nothing about orders by confidence. The best schedule of K steps
 follows by dynamic programming from a non-decreasing f. It is fitted on one half of the documents, and everything is
 scored on the other.
-Shapes: N places, M counts measured, W windows, D documents, S schedules, B resamples.
+Shapes: N places, M counts measured, G groups, D documents, S schedules, B resamples.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def analysed(
     if not steps or steps[0] < 1 or steps[-1] > profile.places:
         raise SettingsError(f"The steps must lie between 1 and the {profile.places} places, got {steps}.")
     known = {one: steps_of(one, steps) for one in dict.fromkeys(schedules)}
-    fit, score = halves(profile.document_W.unique(), seed)
+    fit, score = halves(profile.document_G.unique(), seed)
     optimum = fitted_optimum(profile.of(fit), steps)
     scored = {}
     for number in steps:
@@ -312,7 +312,7 @@ def scores(
         resamples, seed: of the documents; all schedules share them, so that differences are paired.
     """
     weight_MS = torch.stack([excess_weights(counts, profile.masked_M) for counts in schedules.values()], dim=1)
-    value_S, value_BS = _resampled(profile.nats_WM @ weight_MS, profile.document_W, resamples, seed)
+    value_S, value_BS = _resampled(profile.nats_GM @ weight_MS, profile.document_G, resamples, seed)
     low_S, high_S = _interval(value_BS)
     low_SS, high_SS = _interval(value_BS[:, :, None] - value_BS[:, None, :])
     best = value_S[list(schedules).index(OPTIMUM)].item()
@@ -332,17 +332,17 @@ def scores(
     return tuple(sorted(rows, key=lambda row: row.excess))
 
 
-def _resampled(value_WS: Tensor, document_W: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor]:
+def _resampled(value_GS: Tensor, document_G: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor]:
     """Means over windows, [S], and in resamples of whole documents, [B, S]."""
-    names, document_W = document_W.unique(return_inverse=True)
-    sum_DS = value_WS.new_zeros(len(names), value_WS.shape[1]).index_add(0, document_W, value_WS)
-    size_D = document_W.bincount().double()
+    names, document_G = document_G.unique(return_inverse=True)
+    sum_DS = value_GS.new_zeros(len(names), value_GS.shape[1]).index_add(0, document_G, value_GS)
+    size_D = document_G.bincount().double()
     row_B1 = torch.arange(resamples)[:, None]
     drawn_BD = noise.uniform(Purpose.RESAMPLE, seed, row_B1, torch.arange(len(names))).mul(len(names)).long()
     times_BD = torch.zeros(drawn_BD.shape, dtype=torch.float64).scatter_add_(
         1, drawn_BD, torch.ones(drawn_BD.shape, dtype=torch.float64)
     )
-    return value_WS.mean(dim=0), times_BD @ sum_DS / (times_BD @ size_D)[:, None]
+    return value_GS.mean(dim=0), times_BD @ sum_DS / (times_BD @ size_D)[:, None]
 
 
 def _interval(samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ _EXAMPLES = """\
     --reveal-schedule best.json
 """
 _SCHEDULES = "linear,cosine,cosine_squared,polynomial:2"
+_PLACES = 64
 # Fewer documents than this on the scoring half make a bootstrap interval too narrow to be trusted.
 _FEW = 50
 
@@ -38,8 +39,8 @@ _FEW = 50
 def run(arguments: Sequence[str]) -> int:
     """Run the verb; returns the exit code."""
     parsed = _parser().parse_args(list(arguments))
-    counted = {name: getattr(parsed, name) for name in ("places", "documents", "windows", "resamples", "batch_size")}
-    at_least(1, **counted)
+    counted = {name: getattr(parsed, name) for name in ("documents", "windows", "resamples", "batch_size")}
+    at_least(1, **counted, places=parsed.places)
     at_least(2, mask_counts=parsed.mask_counts)
     if parsed.save is not None and parsed.save.suffix != SUFFIX:
         raise SettingsError(f"--save must name a {SUFFIX} file, got {parsed.save}.")
@@ -50,24 +51,26 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.analysis.schedules import analysed, check_schedule
     from unmask.lm import DiffusionLM
 
-    schedules = [part.strip() for part in parsed.schedules.split(",")]
-    for schedule in schedules:
-        check_schedule(schedule, parsed.places)
-    steps, temperatures = _steps(parsed), _temperatures(parsed)
+    temperatures = _temperatures(parsed)
     judge = None if parsed.judge is None else DiffusionLM.from_pretrained(parsed.judge)
     if judge is not None:
         check_judge(judge, str(parsed.judge))
     lm = DiffusionLM.from_pretrained(parsed.model)
-    profile = _profile(lm, parsed)
+    places = _places(lm, parsed.places)
+    schedules = [part.strip() for part in parsed.schedules.split(",")]
+    for schedule in schedules:
+        check_schedule(schedule, places)
+    steps = _steps(parsed.steps, places)
+    profile = _profile(lm, places, parsed)
     found = analysed(profile, schedules, steps, resamples=parsed.resamples, seed=parsed.seed)
-    checks = list(_conformance(found, parsed.places))
+    checks = list(_conformance(found, places))
     files = write_tables(profile, found, checks, parsed.output_dir)
     files.append(parsed.output_dir / "schedules.png")
     draw(profile, found, files[-1])
     if parsed.save is not None:
         _save(found, parsed)
         files.append(parsed.save)
-    print(_report(profile, found, checks))
+    print(_report(profile, found, checks, groups=_groups(lm)))
     if judge is not None:
         made = list(_generated(lm, judge, found, temperatures, parsed))
         files.append(write_generations(made, parsed.output_dir))
@@ -80,13 +83,15 @@ def _parser() -> Parser:
     options = parser(
         "analyze schedule", "What schedules of revealing cost on held-out text, and the best one.", _EXAMPLES
     )
-    options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id; masked diffusion")
+    options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id")
     options.add_argument(
         "--data", action="append", metavar="SOURCE", help="text, repeatable [default: what the run holds out]"
     )
     options.add_argument("--text-field", "--text_field", default="text", metavar="NAME", help="of JSON rows [text]")
     options.add_argument("--separator", metavar="TEXT", help="between two documents of a plain-text file")
-    options.add_argument("--places", type=int, default=64, metavar="N", help="tokens of a window [default: 64]")
+    options.add_argument(
+        "--places", type=int, metavar="N", help="that a schedule fills [default: 64; block diffusion: those of a block]"
+    )
     options.add_argument("--steps", metavar="LIST", help="numbers of steps [default: 2, 4, 8, ... below the places]")
     options.add_argument(
         "--schedules",
@@ -112,14 +117,25 @@ def _parser() -> Parser:
     return options
 
 
-def _steps(parsed: argparse.Namespace) -> list[int]:
-    if parsed.steps is None:
-        return [2**power for power in range(1, 31) if 2**power < parsed.places] or [1]
-    parts = [part.strip() for part in parsed.steps.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= parsed.places for part in parts):
+def _places(lm: DiffusionLM, asked: int | None) -> int:
+    from unmask.analysis.information_profile import check_method, group_places
+
+    entry = lm.backbone.diffusion
+    check_method(entry)
+    places = group_places(entry, asked or _PLACES)
+    if asked not in (None, places):
         raise SettingsError(
-            f"--steps must be numbers from 1 to the {parsed.places} places with commas between, got {parsed.steps}."
+            f"This block-diffusion model fills blocks of {places} places, got --places {asked}. Leave it out."
         )
+    return places
+
+
+def _steps(asked: str | None, places: int) -> list[int]:
+    if asked is None:
+        return [2**power for power in range(1, 31) if 2**power < places] or [1]
+    parts = [part.strip() for part in asked.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= places for part in parts):
+        raise SettingsError(f"--steps must be numbers from 1 to the {places} places with commas between, got {asked}.")
     return [int(part) for part in parts]
 
 
@@ -142,22 +158,24 @@ def _temperatures(parsed: argparse.Namespace) -> list[float]:
     return found
 
 
-def _profile(lm: DiffusionLM, parsed: argparse.Namespace) -> Profile:
-    from unmask.analysis.information_profile import mask_counts, measure, windows
+def _profile(lm: DiffusionLM, places: int, parsed: argparse.Namespace) -> Profile:
+    from unmask.analysis.information_profile import mask_counts, measure, window_length, windows
     from unmask.models.tokenizers import encode, lead_ids
 
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise CheckpointError(f"{parsed.model} has no tokenizer, so it cannot read text.")
     ids = (encode(tokenizer, text, special=False) for text in _texts(parsed))
-    found = windows(ids, parsed.places, per_document=parsed.windows, max_documents=parsed.documents)
+    lead = lead_ids(tokenizer, needed=lm.backbone.diffusion.logit_shift)
+    length = window_length(lm.backbone.diffusion, places, lead=len(lead), room=lm.backbone.context_length)
+    found = windows(ids, length, per_document=parsed.windows, max_documents=parsed.documents)
     if found.short:
-        print(f"{found.short} documents of less than {parsed.places} tokens were left out", file=sys.stderr)
+        print(f"{found.short} documents of less than {length} tokens were left out", file=sys.stderr)
     return measure(
         lm.backbone,
         found,
-        mask_counts(parsed.places, parsed.mask_counts),
-        lead=lead_ids(tokenizer, needed=lm.backbone.diffusion.logit_shift),
+        mask_counts(places, parsed.mask_counts),
+        lead=lead,
         batch_size=parsed.batch_size,
         seed=parsed.seed,
     )
@@ -186,7 +204,7 @@ def _save(found: Analysis, parsed: argparse.Namespace) -> None:
     from unmask.analysis.schedules import OPTIMUM
 
     best = {steps: one for steps, rows in found.scored.items() for one in rows if one.schedule == OPTIMUM}
-    RevealFile(parsed.places, found.optimum, str(parsed.save)).write(
+    RevealFile(sum(next(iter(found.optimum.values()))), found.optimum, str(parsed.save)).write(
         parsed.save,
         model=locate(parsed.model),
         data=parsed.data,
@@ -228,7 +246,11 @@ def _generation_report(made: Sequence[Generation], parsed: argparse.Namespace) -
     return "\n".join(lines)
 
 
-def _report(profile: Profile, found: Analysis, checks: Sequence[Conformance]) -> str:
+def _groups(lm: DiffusionLM) -> str:
+    return "blocks" if lm.backbone.diffusion.method == "block_diffusion" else "windows"
+
+
+def _report(profile: Profile, found: Analysis, checks: Sequence[Conformance], *, groups: str) -> str:
     """The analysis as people read it."""
     mean, error = profile.mean().tolist(), profile.stderr().tolist()
     masked = profile.masked_M.tolist()
@@ -236,7 +258,7 @@ def _report(profile: Profile, found: Analysis, checks: Sequence[Conformance]) ->
     points = ", ".join(f"f({masked[one]}) = {mean[one]:.4f} +- {error[one]:.4f}" for one in shown)
     scoring = len(found.score_documents)
     lines = [
-        f"information profile of {len(profile.nats_WM)} windows of {profile.places} tokens, {profile.documents} "
+        f"information profile of {len(profile.nats_GM)} {groups} of {profile.places} tokens, {profile.documents} "
         f"documents; nats per masked token with standard error:\n  {points}\n",
         f"excess over one place at a time, random order, on {scoring} documents; the optimum was fitted on the other "
         f"{len(found.fit_documents)}\n",

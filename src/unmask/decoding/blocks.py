@@ -78,7 +78,7 @@ class BlockRun:
         self.backbone, self.params, self.stop = backbone, params, stop
         self._length = params.block_length or 1
         self._steps = params.denoising_steps or self._length
-        self._quotas = unmasking.reveal_counts("linear", self._length, self._steps)
+        self._quotas = unmasking.reveal_counts(params.reveal_schedule or "linear", self._length, self._steps)
         self._num_rows = len(rows)
         self._is_cached = params.cache == "exact"
         self._results: dict[int, Generated] = {}

@@ -108,7 +108,8 @@ class SamplingParams:
     (blocks)"""
     reveal_schedule: RevealSchedule | str | None = None
     """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang), dream (linear, rounded
-    down, on Dream's grid of times), or a .json file of counts (unmask analyze schedule --save FILE). (canvas)"""
+    down, on Dream's grid of times), or a .json file of counts (unmask analyze schedule --save FILE). (canvas,
+    blocks)"""
     reveal_temperature: float | None = None
     """Above 0, draw the places to reveal by softmax(certainty / this) instead of taking the best. (canvas)"""
     remask: Remask | None = None

@@ -102,6 +102,7 @@ def as_blocks(params: SamplingParams) -> SamplingParams:
     length = params.block_length
     if length is None:
         raise SettingsError("blocks decoding needs block_length, and this checkpoint names none. Give it, e.g. 4.")
+    params = _with_reveal_file(params)
     is_true(
         params.unmasking != "ancestral",
         "unmasking `ancestral` belongs to canvas decoding. Use low_confidence_static, low_confidence_dynamic, margin, "
@@ -182,7 +183,7 @@ def _with_reveal_file(params: SamplingParams) -> SamplingParams:
     steps = params.denoising_steps or (next(iter(found.counts)) if len(found.counts) == 1 else places)
     found.of(places, steps)
     is_true(
-        params.max_new_tokens % places == 0,
+        params.decoding == "blocks" or params.max_new_tokens % places == 0,
         f"A file of counts needs whole blocks, got max_new_tokens {params.max_new_tokens} and block_length {places}. "
         f"Use a multiple of {places}.",
     )

@@ -8,6 +8,7 @@ _UNMASKING = (
     "top_p",
     "block_length",
     "denoising_steps",
+    "reveal_schedule",
     "unmasking",
     "confidence",
     "confidence_threshold",
@@ -20,7 +21,6 @@ _UNMASKING = (
 _CANVAS = (
     *_UNMASKING,
     "canvas_mode",
-    "reveal_schedule",
     "reveal_temperature",
     "remask",
     "remask_eta",
@@ -45,6 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "top_p": 1.0,
         "repetition_penalty": 1.0,
         "unmasking": "low_confidence_dynamic",
+        "reveal_schedule": "linear",
         "confidence": "unfiltered",
         "cache": "exact",
         "fused_commit": True,
