@@ -250,6 +250,13 @@ def test_a_window_of_blocks_fills_the_leads_block_and_its_room() -> None:
     assert window_length(tiny.backbone("masked_diffusion").diffusion, 8, lead=1, room=1000) == 8
 
 
+def test_a_block_longer_than_the_context_is_nan() -> None:
+    lm = DiffusionLM(Checkpoint(tiny.backbone("block_diffusion", block_length=8), None))
+    lm.backbone.network.config.max_position_embeddings = 7
+    found = schedule_figures(lm, tiny.random_ids(8, 20).tolist(), SamplingParams(), seed=SEED)
+    assert found.keys() >= {"schedule/excess_2", "schedule/excess_4"} and all(map(math.isnan, found.values()))
+
+
 def test_tidar_has_no_reveal_schedule() -> None:
     lm = DiffusionLM(Checkpoint(tiny.backbone("tidar"), None))
     assert schedule_figures(lm, tiny.random_ids(12, 9).tolist(), SamplingParams(), seed=SEED) == {}

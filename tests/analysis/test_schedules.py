@@ -436,7 +436,7 @@ def test_the_schedule_of_a_block_model_fills_its_blocks(
     params = SamplingParams(denoising_steps=3, trace=True, **options)  # type: ignore[arg-type]
     (found,) = lm.generate([list(range(8))], params)
     assert [found.revealed_at.count(step) for step in range(1, 7)] == 2 * counts["3"]  # type: ignore[union-attr]
-    assert main([*words, "--places", "16"]) == 2
+    assert main([*words, "--schedules", "linear", "--places", "16"]) == 2
     assert "fills blocks of 8 places, got --places 16. Leave it out" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -84,9 +85,14 @@ class Person:
 
     def __init__(self, *words: object) -> None:
         self._own, theirs = pty.openpty()
+
+        def at_the_terminal() -> None:
+            os.login_tty(theirs)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which tests that run in the background ignore
+
         self.process = subprocess.Popen(
             [sys.executable, "-m", "unmask", "chat", *map(str, words)],
-            preexec_fn=lambda: os.login_tty(theirs),
+            preexec_fn=at_the_terminal,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
         )
         os.close(theirs)

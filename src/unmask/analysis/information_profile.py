@@ -35,7 +35,8 @@ from unmask.settings.model import DiffusionConfig
 
 FEWEST_DOCUMENTS = 4
 """Two to fit an optimum on and two to score it on; intervals ask for many more."""
-_TEXT = 64
+BLOCKS_TEXT = 64
+"""Tokens that are evaluated, or generated, in blocks, where a block is not longer."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Profile:
 def window_length(entry: DiffusionConfig, places: int, *, lead: int, room: int) -> int:
     """Tokens of a window whose groups have `places` tokens.
 
-    That of a block-diffusion model completes the block that the lead begins, and goes on for as many blocks as `_TEXT`
-    tokens hold, one at least.
+    That of a block-diffusion model completes the block that the lead begins, and goes on for as many blocks as
+    BLOCKS_TEXT tokens hold, one at least.
 
     Args:
         entry: of the checkpoint.
@@ -106,7 +107,7 @@ def window_length(entry: DiffusionConfig, places: int, *, lead: int, room: int) 
     if entry.method != "block_diffusion":
         return places
     rest = -lead % places
-    blocks = min(_TEXT // places, (room - lead - rest) // places)
+    blocks = min(BLOCKS_TEXT // places, (room - lead - rest) // places)
     return rest + max(1, blocks) * places
 
 
@@ -185,9 +186,11 @@ def measure(
     entry, tokens = backbone.diffusion, found.ids_WN.shape[1]
     check_method(entry)
     if len(lead) + tokens > backbone.context_length:
+        most = backbone.context_length - len(lead)
+        advice = f" Set --places to at most {most}." if entry.method == "masked_diffusion" else ""
         raise SettingsError(
             f"{tokens} places and {len(lead)} tokens before them do not fit into the model's context of "
-            f"{backbone.context_length}. Set --places to at most {backbone.context_length - len(lead)}."
+            f"{backbone.context_length}.{advice}"
         )
     if entry.logit_shift and not lead:
         raise SettingsError(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmask.analysis.information_profile import BLOCKS_TEXT
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound
 from unmask.evaluation.written import entropy, nats_per_byte
@@ -23,7 +24,6 @@ from unmask.settings.decoding import SamplingParams, Unmasking
 from unmask.settings.reveal_files import RevealFile
 
 ORDERS: tuple[Unmasking, ...] = ("random", "low_confidence_static")
-_TEXT = 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def generations(
                 for temperature in temperatures:
                     params = SamplingParams(
                         decoding="blocks" if in_blocks else "canvas",
-                        max_new_tokens=max(1, _TEXT // sum(counts)) * sum(counts) if in_blocks else sum(counts),
+                        max_new_tokens=max(1, BLOCKS_TEXT // sum(counts)) * sum(counts) if in_blocks else sum(counts),
                         block_length=sum(counts) if in_blocks else None,
                         denoising_steps=len(counts),
                         n=texts,

@@ -35,8 +35,9 @@ def schedule_figures(
 ) -> dict[str, float]:
     """schedule/excess_K (nats per token above one place at a time) and schedule/optimality_K for K steps, by name.
 
-    NaN where too few texts are long enough; nothing for other methods, whose decoding has no schedule, or a model
-    without a token to stand in front where it needs one. Half of the texts fit the optimum, the other half score both.
+    NaN where too few texts are long enough, or the context is too short; nothing for other methods, whose decoding has
+    no schedule, or a model without a token to stand in front where it needs one. Half of the texts fit the optimum, the
+    other half score both.
     """
     entry = lm.backbone.diffusion
     lead = lead_ids(lm.tokenizer, needed=entry.logit_shift)
@@ -53,7 +54,7 @@ def schedule_figures(
         steps = tuple(one for one in _STEPS[entry.method] if one < places)
     length = window_length(entry, places, lead=len(lead), room=room)
     chosen = [one for one in read_texts if len(one) >= length][:_WINDOWS]
-    if len(chosen) < FEWEST_DOCUMENTS:
+    if len(chosen) < FEWEST_DOCUMENTS or len(lead) + length > lm.backbone.context_length:
         return {f"schedule/{name}_{number}": math.nan for number in steps for name in ("excess", "optimality")}
     if not steps:
         return {}

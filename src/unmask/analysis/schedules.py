@@ -129,12 +129,14 @@ def steps_of(schedule: str, steps: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def check_schedule(schedule: str, places: int) -> None:
-    """Raise SettingsError unless `counts_of` knows the schedule and it is for so many places."""
+def check_schedule(schedule: str, places: int | None) -> None:
+    """Raise SettingsError unless `counts_of` knows the schedule and it is for so many places, where that is known."""
     if is_file_name(schedule):
         found = read(schedule)
-        found.of(places, next(iter(found.counts)))
+        if places is not None:
+            found.of(places, next(iter(found.counts)))
     elif "+" in schedule:
+        places = sum(counts_of(schedule, 0, 0)) if places is None else places
         faults = _faults(counts_of(schedule, places, 0), places, schedule.count("+") + 1)
         if faults:
             raise SettingsError(f"The counts {schedule} must reveal {places} places: {'; '.join(faults)}.")

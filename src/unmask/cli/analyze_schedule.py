@@ -51,13 +51,15 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.analysis.schedules import analysed, check_schedule
     from unmask.lm import DiffusionLM
 
+    schedules = [part.strip() for part in parsed.schedules.split(",")]
+    for schedule in schedules:
+        check_schedule(schedule, parsed.places)
     temperatures = _temperatures(parsed)
     judge = None if parsed.judge is None else DiffusionLM.from_pretrained(parsed.judge)
     if judge is not None:
         check_judge(judge, str(parsed.judge))
     lm = DiffusionLM.from_pretrained(parsed.model)
     places = _places(lm, parsed.places)
-    schedules = [part.strip() for part in parsed.schedules.split(",")]
     for schedule in schedules:
         check_schedule(schedule, places)
     steps = _steps(parsed.steps, places)
