@@ -90,7 +90,7 @@ def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-    if not accelerator.use_distributed:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     accelerator.free_memory()
     if is_last:
