@@ -245,7 +245,7 @@ def metrics_lines(path: Path) -> Iterator[MetricsLine]:
         where = f"{path}:{number}"
         try:
             yield MetricsLine(where, _record(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             shown = line[:60].decode(errors="replace")
             yield MetricsLine(where, {}, f"{error}: {shown!r}", is_cut_off=number == len(lines))
 

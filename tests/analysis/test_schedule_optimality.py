@@ -257,6 +257,24 @@ def test_a_block_longer_than_the_context_is_nan() -> None:
     assert found.keys() >= {"schedule/excess_2", "schedule/excess_4"} and all(map(math.isnan, found.values()))
 
 
+@pytest.mark.parametrize(
+    "options", [{"decoding": "canvas", "max_new_tokens": 4}, {"block_length": 4, "unmasking": "random"}]
+)
+def test_a_block_model_that_decodes_otherwise_has_no_figures(options: dict[str, Any], tmp_path: Path) -> None:
+    lm = DiffusionLM(Checkpoint(tiny.backbone("block_diffusion", block_length=8), None))
+    (tmp_path / "four.json").write_text('{"places": 4, "counts": {"4": [1, 1, 1, 1], "2": [3, 1]}}')
+    for schedule in (str(tmp_path / "four.json"), "cosine"):
+        params = SamplingParams(reveal_schedule=schedule, **options)
+        assert schedule_figures(lm, tiny.random_ids(12, 9).tolist(), params, seed=SEED) == {}
+
+
+def test_no_texts_are_too_few(tmp_path: Path) -> None:
+    (tmp_path / "four.json").write_text('{"places": 4, "counts": {"2": [3, 1]}}')
+    params = SamplingParams(reveal_schedule=str(tmp_path / "four.json"), max_new_tokens=4, denoising_steps=2)
+    assert schedule_figures(model_of(), [], params, seed=SEED).keys() == {"schedule/excess_2", "schedule/optimality_2"}
+    assert schedule_figures(model_of(), [], SamplingParams(), seed=SEED) == {}
+
+
 def test_tidar_has_no_reveal_schedule() -> None:
     lm = DiffusionLM(Checkpoint(tiny.backbone("tidar"), None))
     assert schedule_figures(lm, tiny.random_ids(12, 9).tolist(), SamplingParams(), seed=SEED) == {}

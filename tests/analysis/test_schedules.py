@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,7 +19,7 @@ from tests import tiny
 from tests.references import likelihood as reference
 from tests.training import recipes
 from unmask.analysis import schedules
-from unmask.analysis.information_profile import Profile, Windows, mask_counts, measure, windows
+from unmask.analysis.information_profile import Profile, Windows, check_method, mask_counts, measure, windows
 from unmask.analysis.schedules import OPTIMUM
 from unmask.cli.main import main
 from unmask.errors import DataError, SettingsError
@@ -325,6 +326,14 @@ def test_models_that_have_no_profile_are_refused() -> None:
     long = Windows(tiny.random_ids(4, 128), torch.arange(4), 0)
     with pytest.raises(SettingsError, match="Set --places to at most 127"):
         measure(tiny.backbone("masked_diffusion"), long, torch.tensor([128]), lead=[1])
+    blocks = tiny.backbone("block_diffusion", block_length=4)
+    with pytest.raises(SettingsError, match="end with a block of 4 places, got 6 tokens behind 1 others"):
+        measure(blocks, found, torch.tensor([4]), lead=[1])
+    with pytest.raises(SettingsError, match="room for a block of 4 behind"):
+        measure(blocks, long, torch.tensor([4]), lead=[1])
+    for name, message in (("block_length", "no block_length"), ("mask_token_id", "no mask token")):
+        with pytest.raises(SettingsError, match=f"names {message}"):
+            check_method(dataclasses.replace(blocks.diffusion, **{name: None}))
     with pytest.raises(SettingsError, match="needs a token before it"):
         measure(tiny.backbone("masked_diffusion", logit_shift=True), found, torch.tensor([6]))
     with pytest.raises(SettingsError, match="training mode"):

@@ -11,6 +11,8 @@ import pytest
 from tests.training import recipes
 from unmask.errors import DataError, NonFiniteError
 from unmask.runs import RunFolder
+from unmask.settings.recipe import Recipe
+from unmask.training import run as runs
 from unmask.training.run import train
 from unmask.training.trainer import Trainer
 
@@ -29,6 +31,25 @@ def test_a_run_says_how_far_it_goes_and_that_it_is_finished(tmp_path: Path, monk
     assert seen == [{"state": "running", "planned_steps": planned, "error": None}] * planned, "epochs are counted"
     assert status(tmp_path) == {"state": "finished", "planned_steps": planned, "error": None}
     assert outcome.run.saved_steps()[-1] == planned
+
+
+def test_a_damaged_record_costs_a_run_its_curves_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.write_text(tmp_path)
+    card = runs.model_card
+
+    def damaged(recipe: Recipe, run: RunFolder) -> str:
+        with run.metrics.open("a", encoding="utf-8") as file:
+            file.write('{"step": 6, "train/lo\n')
+        return card(recipe, run)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "model_card", damaged)
+    run = train(recipes.recipe(tmp_path, probe_rows=0)).run
+    assert status(tmp_path)["state"] == "finished" and (run.samples / "final.md").is_file()
+    assert "Damaged records were passed over" in (run.final / "README.md").read_text(encoding="utf-8")
+    assert "The curves were not drawn" in capsys.readouterr().err
 
 
 def test_a_failure_is_kept_until_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,13 @@ from unmask.training import trainer
 from unmask.training.run import train
 
 trainer.measured_peak = lambda device, dtype: 1e11
+fit = trainer.Trainer.fit
+
+def fit_in_a_cycle(self):
+    self.itself = self
+    return fit(self)
+
+trainer.Trainer.fit = fit_in_a_cycle
 destroy = torch.distributed.destroy_process_group
 
 def destroy_last(group=None):

@@ -139,7 +139,8 @@ def windows(documents: Iterable[Sequence[int]], places: int, *, per_document: in
     if found < FEWEST_DOCUMENTS:
         raise DataError(
             f"A profile needs at least {FEWEST_DOCUMENTS} documents of {places} tokens or more, got {found} and "
-            f"{short} shorter ones. Give more text, fewer --places, or the text between two documents: --separator"
+            f"{short} shorter ones. Give more text, fewer --places (of a canvas), or the text between two documents: "
+            "--separator"
         )
     return Windows(torch.tensor(rows, dtype=torch.int64), torch.tensor(owners), short)
 
@@ -187,10 +188,12 @@ def measure(
     check_method(entry)
     if len(lead) + tokens > backbone.context_length:
         most = backbone.context_length - len(lead)
-        advice = f" Set --places to at most {most}." if entry.method == "masked_diffusion" else ""
+        advice = f"Set --places to at most {most}."
+        if entry.method == "block_diffusion":
+            advice = f"There must be room for a block of {entry.block_length} behind the one that BOS begins."
         raise SettingsError(
-            f"{tokens} places and {len(lead)} tokens before them do not fit into the model's context of "
-            f"{backbone.context_length}.{advice}"
+            f"{tokens} tokens and {len(lead)} before them do not fit into the model's context of "
+            f"{backbone.context_length}. {advice}"
         )
     if entry.logit_shift and not lead:
         raise SettingsError(
@@ -201,7 +204,11 @@ def measure(
         raise SettingsError("The model is in training mode, where dropout would blur its losses. Call .eval() first.")
     places = group_places(entry, tokens)
     first = -len(lead) % places if entry.method == "block_diffusion" else 0
-    groups = (tokens - first) // places
+    groups, left = divmod(tokens - first, places)
+    if left or groups < 1:
+        raise SettingsError(
+            f"A window must end with a block of {places} places, got {tokens} tokens behind {len(lead)} others."
+        )
     order_Gn = noise.permutation(Purpose.MASK, places, seed, torch.arange(len(found.ids_WN) * groups))
     order_WKn = order_Gn.view(-1, groups, places)
     window_R = torch.arange(len(found.ids_WN)).repeat_interleave(len(masked_M))
@@ -222,22 +229,26 @@ def check_method(entry: DiffusionConfig) -> None:
     if entry.method not in ("masked_diffusion", "block_diffusion"):
         raise SettingsError(
             "A profile is measured on a model of masked_diffusion or block_diffusion, whose places a reveal schedule "
-            f"paces; this one is {entry.method}. Train one with objective.method=masked_diffusion."
+            f"paces; this one is {entry.method}. Train one with objective.method=masked_diffusion or block_diffusion."
         )
+    if entry.mask_token_id is None:
+        raise SettingsError("This checkpoint names no mask token, so nothing can be masked. Convert or train it anew.")
+    if entry.method == "block_diffusion" and entry.block_length is None:
+        raise SettingsError("This block-diffusion checkpoint names no block_length. Set it in its diffusion entry.")
 
 
 def group_places(entry: DiffusionConfig, places: int) -> int:
     """Places that are masked together: those of a block, else the `places` of a canvas."""
     if entry.method != "block_diffusion":
         return places
-    assert entry.block_length is not None, "a checkpoint of this method has one"
+    assert entry.block_length is not None, "see check_method"
     return entry.block_length
 
 
 def _losses(backbone: Backbone, ids_BN: Tensor, masked_BN: Tensor, lead: Sequence[int]) -> Tensor:
     """Cross-entropy of each masked token, 0 elsewhere; float64 [B, N]."""
     entry = backbone.diffusion
-    assert entry.mask_token_id is not None, "checked by the caller"
+    assert entry.mask_token_id is not None, "see check_method"
     lead_BS = torch.tensor(lead, dtype=torch.int64).expand(len(ids_BN), len(lead))
     ids_BS = torch.cat([lead_BS, ids_BN], dim=1)
     batch = Batch.of_rows(ids_BS.tolist())

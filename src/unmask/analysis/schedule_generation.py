@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmask.analysis.information_profile import BLOCKS_TEXT
+from unmask.analysis.information_profile import window_length
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound
 from unmask.evaluation.written import entropy, nats_per_byte
 from unmask.lm import DiffusionLM
+from unmask.models.tokenizers import lead_ids
 from unmask.outputs import Output
 from unmask.settings.decoding import SamplingParams, Unmasking
 from unmask.settings.reveal_files import RevealFile
@@ -32,7 +33,7 @@ class Generation:
 
     Attributes:
         schedule: its name.
-        steps: forwards of each text, or block.
+        steps: forwards of each canvas, or whole block; the block that BOS begins may take fewer.
         order: the unmasking policy.
         temperature: of the tokens.
         nats_per_byte: under the judge, of all texts together.
@@ -71,7 +72,7 @@ def generations(
     """Generate without a prompt by every schedule, with the same draws, and judge what comes out.
 
     Args:
-        lm: of which a text is one canvas, or blocks of up to 64 tokens in all.
+        lm: of which a text is one canvas, or a window of blocks as the profile has it (`window_length`).
         judge: see `check_judge`.
         schedules: counts by name, all for the same number of places.
         texts: of each schedule, order and temperature.
@@ -82,7 +83,8 @@ def generations(
     Raises:
         PromptError: no text has a letter, or one is too long for the judge.
     """
-    in_blocks = lm.backbone.diffusion.method == "block_diffusion"
+    entry = lm.backbone.diffusion
+    lead = lead_ids(lm.tokenizer, needed=entry.logit_shift)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "counts.json"
         for name, counts in schedules.items():
@@ -90,10 +92,10 @@ def generations(
             for order in ORDERS:
                 for temperature in temperatures:
                     params = SamplingParams(
-                        decoding="blocks" if in_blocks else "canvas",
-                        max_new_tokens=max(1, BLOCKS_TEXT // sum(counts)) * sum(counts) if in_blocks else sum(counts),
-                        block_length=sum(counts) if in_blocks else None,
-                        denoising_steps=len(counts),
+                        decoding="blocks" if entry.method == "block_diffusion" else "canvas",
+                        max_new_tokens=window_length(
+                            entry, sum(counts), lead=len(lead), room=lm.backbone.context_length
+                        ),
                         n=texts,
                         temperature=temperature,
                         seed=seed,

@@ -36,16 +36,20 @@ def schedule_figures(
     """schedule/excess_K (nats per token above one place at a time) and schedule/optimality_K for K steps, by name.
 
     NaN where too few texts are long enough, or the context is too short; nothing for other methods, whose decoding has
-    no schedule, or a model without a token to stand in front where it needs one. Half of the texts fit the optimum, the
-    other half score both.
+    no schedule, a block-diffusion model that decodes otherwise than in its blocks, or one without a token to stand in
+    front where it needs one. Half of the texts fit the optimum, the other half score both.
     """
     entry = lm.backbone.diffusion
     lead = lead_ids(lm.tokenizer, needed=entry.logit_shift)
     if entry.method not in _STEPS or (entry.logit_shift and not lead):
         return {}
-    schedule = lm.resolved(params).reveal_schedule or "linear"
+    resolved = lm.resolved(params)
+    schedule = resolved.reveal_schedule or "linear"
+    in_blocks = resolved.decoding == "blocks" and resolved.block_length == entry.block_length
+    if entry.method == "block_diffusion" and not in_blocks:
+        return {}
     read_texts = list(itertools.islice(texts, _READ))
-    typical = statistics.median_low([len(one) for one in read_texts])
+    typical = statistics.median_low([len(one) for one in read_texts]) if read_texts else 0
     room = min(lm.backbone.context_length, typical + len(lead))
     if is_file_name(schedule):
         places, steps = read(schedule).places, tuple(sorted(read(schedule).counts))

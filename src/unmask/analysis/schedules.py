@@ -335,7 +335,7 @@ def scores(
 
 
 def _resampled(value_GS: Tensor, document_G: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Means over windows, [S], and in resamples of whole documents, [B, S]."""
+    """Means over groups, [S], and in resamples of whole documents, [B, S]."""
     names, document_G = document_G.unique(return_inverse=True)
     sum_DS = value_GS.new_zeros(len(names), value_GS.shape[1]).index_add(0, document_G, value_GS)
     size_D = document_G.bincount().double()

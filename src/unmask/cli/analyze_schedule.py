@@ -27,8 +27,7 @@ _EXAMPLES = """\
   unmask analyze schedule runs/demo --places 32 --steps 4,8 --save best.json
   unmask analyze schedule runs/demo --data held-out.jsonl --schedules linear,polynomial:0.7,mine.json,40+16+8
   unmask analyze schedule runs/demo --generate 64 --judge runs/demo-ar
-  unmask generate runs/demo --prompt "Return" --decoding canvas --max-new-tokens 32 --denoising-steps 8 \\
-    --reveal-schedule best.json
+  unmask generate runs/demo "Return" --max-new-tokens 32 --denoising-steps 8 --reveal-schedule best.json
 """
 _SCHEDULES = "linear,cosine,cosine_squared,polynomial:2"
 _PLACES = 64

@@ -51,9 +51,9 @@ class RevealFile:
         """
         is_true(
             places == self.places,
-            f"{self.name} is for blocks of {self.places} places, got one of {places}. Set max_new_tokens (and "
-            f"block_length) to {self.places}, or measure a schedule for {places}: "
-            f"unmask analyze schedule --places {places} --save FILE",
+            f"{self.name} is for blocks of {self.places} places, got one of {places}. Set block_length, or "
+            f"max_new_tokens where a canvas is one block, to {self.places}. Or measure a schedule for {places}: "
+            f"unmask analyze schedule MODEL --save FILE, for a canvas with --places {places}",
         )
         known = ", ".join(map(str, sorted(self.counts)))
         is_true(

@@ -81,20 +81,17 @@ def _engine_config(settings: TrainingSettings, file: Path) -> dict[str, Any]:
 def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
     """Close the trackers behind a run and, after the last run of several processes, their group.
 
-    What the run prepared must be unreachable by then, but for the accelerator. A network's wrapper that outlives the
-    group destroys it holding the interpreter's lock, and waits for threads that wait for that lock: the process never
-    ends. So after an error, whose traceback holds the wrapper, the group ends with the process.
+    What the run prepared must be unreachable by then. A network's wrapper that outlives the group destroys it holding
+    the interpreter's lock, and waits for threads that wait for that lock: the process never ends. So after an error,
+    whose traceback holds the wrapper, the group ends with the process.
     """
     try:
         yield
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    accelerator.free_memory()
-    if is_last:
-        gc.collect()  # free_memory() collects what lies in cycles before it lets go of the networks itself
+    if is_last and torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a wrapper in a cycle of references is unreachable, and still there
         accelerator.state.destroy_process_group()
 
 

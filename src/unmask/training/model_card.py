@@ -57,7 +57,7 @@ def _scores(run: RunFolder) -> str:
     lines = list(metrics_lines(run.metrics))
     damaged = [line.where for line in lines if line.damage is not None]
     missing = f"\n\nDamaged records were passed over: {', '.join(damaged)}." if damaged else ""
-    scored = [line.values for line in lines if not math.isnan(line.values.get("eval/bits_per_byte", math.nan))]
+    scored = [line.values for line in lines if math.isfinite(line.values.get("eval/bits_per_byte", math.nan))]
     if not scored:
         return f"None was held out.{missing}"
     best = min(scored, key=lambda record: record["eval/bits_per_byte"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import config
 from unmask.data.rows import rows_of_step
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ReportError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
 from unmask.models.quantization import is_quantized
@@ -94,8 +94,7 @@ def _fitted(
     text: TrainingText,
     source: Path | None,
 ) -> int | None:
-    """Train a checkpoint; the signal that ended it early, or None. Nothing but the accelerator keeps the trainer's
-    network afterwards."""
+    """Train a checkpoint; the signal that ended it early, or None. Nothing holds the network's wrapper afterwards."""
     trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
     status.planned(trainer.total)
     try:
@@ -214,7 +213,10 @@ def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
     from unmask.reports.curves import loss_curves
 
     run.plots.mkdir(exist_ok=True)
-    loss_curves({f"{recipe.objective.method} ({recipe.name})": run.metrics}, run.plots)
+    try:
+        loss_curves({f"{recipe.objective.method} ({recipe.name})": run.metrics}, run.plots)
+    except ReportError as error:
+        print(f"The curves were not drawn: {error}", file=sys.stderr)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
