@@ -66,7 +66,7 @@ def as_canvas(params: SamplingParams) -> SamplingParams:
         params, unmasking=params.unmasking or ("ancestral" if params.remask else "low_confidence_static")
     )
     params = _with_policy(params)
-    for check in (_check_pace, _check_schedule, _check_remask):
+    for check in (_check_pace, _check_remask):
         check(params)
     params = _with_reveal_file(_with_blocks(params))
     if params.remask is not None:
@@ -102,7 +102,12 @@ def as_blocks(params: SamplingParams) -> SamplingParams:
     length = params.block_length
     if length is None:
         raise SettingsError("blocks decoding needs block_length, and this checkpoint names none. Give it, e.g. 4.")
-    _check_schedule(params)
+    named = params.reveal_schedule
+    is_true(
+        params.unmasking not in DYNAMIC or named in (None, "linear") or is_file_name(named or ""),
+        f"reveal_schedule is not used by unmasking `{params.unmasking}`, whose pace the model's confidence sets, got "
+        f"{named}. Leave it out.",
+    )
     params = _with_reveal_file(params)
     is_true(
         params.unmasking != "ancestral",
@@ -138,15 +143,6 @@ def _check_pace(params: SamplingParams) -> None:
     is_true(
         not params.reveal_temperature or params.unmasking in ("low_confidence_static", "margin", "entropy"),
         f"reveal_temperature goes with low_confidence_static, margin or entropy, got unmasking `{params.unmasking}`.",
-    )
-
-
-def _check_schedule(params: SamplingParams) -> None:
-    named = params.reveal_schedule
-    is_true(
-        params.unmasking not in DYNAMIC or named in (None, "linear") or is_file_name(named or ""),
-        f"reveal_schedule is not used by unmasking `{params.unmasking}`, whose pace the model's confidence sets, got "
-        f"{named}. Leave it out.",
     )
 
 
