@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     files.append(parsed.output_dir / "schedules.png")
     draw(profile, found, files[-1])
     if parsed.save is not None:
-        _save(found, parsed)
+        _save(found, places, parsed)
         files.append(parsed.save)
     print(_report(profile, found, checks, groups=_groups(lm)))
     if judge is not None:
@@ -201,11 +201,11 @@ def _conformance(found: Analysis, places: int) -> Iterator[Conformance]:
             yield conformance(one.schedule, one.counts, places, steps)
 
 
-def _save(found: Analysis, parsed: argparse.Namespace) -> None:
+def _save(found: Analysis, places: int, parsed: argparse.Namespace) -> None:
     from unmask.analysis.schedules import OPTIMUM
 
     best = {steps: one for steps, rows in found.scored.items() for one in rows if one.schedule == OPTIMUM}
-    RevealFile(sum(next(iter(found.optimum.values()))), found.optimum, str(parsed.save)).write(
+    RevealFile(places, found.optimum, str(parsed.save)).write(
         parsed.save,
         model=locate(parsed.model),
         data=parsed.data,

@@ -96,12 +96,11 @@ def read_metrics(path: Path) -> Records:
 
 def _numbers(line: MetricsLine) -> dict[str, float]:
     """The METRICS on a line that were measured."""
-    for name in METRICS:
-        value = line.values.get(name, math.nan)
+    found = {name: line.values[name] for name in METRICS if name in line.values}
+    for name, value in found.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ReportError(f"{line.where}: `{name}` must be a number, got {value!r}.")
-    found = ((name, line.values.get(name, math.nan)) for name in METRICS)
-    return {name: value for name, value in found if not math.isnan(value)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def loss_curves(series: Mapping[str, Path], output: Path) -> LossReport:

@@ -102,11 +102,11 @@ def as_blocks(params: SamplingParams) -> SamplingParams:
     length = params.block_length
     if length is None:
         raise SettingsError("blocks decoding needs block_length, and this checkpoint names none. Give it, e.g. 4.")
-    named = params.reveal_schedule
+    schedule = params.reveal_schedule or "linear"
     is_true(
-        params.unmasking not in DYNAMIC or named in (None, "linear") or is_file_name(named or ""),
+        params.unmasking not in DYNAMIC or schedule == "linear" or is_file_name(schedule),
         f"reveal_schedule is not used by unmasking `{params.unmasking}`, whose pace the model's confidence sets, got "
-        f"{named}. Leave it out.",
+        f"{schedule}. Leave it out.",
     )
     params = _with_reveal_file(params)
     is_true(
