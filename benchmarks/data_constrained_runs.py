@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from unmask import config
+from unmask.reports.curves import read_metrics
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 
@@ -221,9 +221,8 @@ def _stops_at(deadline: float | None) -> Iterator[None]:
 
 def trajectory(run: RunFolder) -> list[dict[str, Any]]:
     """What a run recorded when it scored the selection part: step, tokens, bits per byte."""
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return [
-        {"step": one["step"], "tokens": one["tokens"], "bits_per_byte": one["eval/bits_per_byte"]}
-        for one in lines
+        {"step": step, "tokens": one["tokens"], "bits_per_byte": one["eval/bits_per_byte"]}
+        for step, one in read_metrics(run.metrics).items()
         if "eval/bits_per_byte" in one
     ]
