@@ -24,8 +24,8 @@ from unmask.evaluation.compare import Scored, compared
 from unmask.evaluation.likelihood import RowNats, is_bound
 from unmask.evaluation.pieces import Piece, Reader, batches, by_document, chain_rule_nats, cut, in_order, nats_of
 from unmask.lm import DiffusionLM
-from unmask.runs import write_text
 from unmask.settings.evaluation import EvaluationSettings
+from unmask.writing import write_text
 
 CHECKPOINTS = {"final": "latest", "best": "best"}
 """What is scored of a run, and where it lies."""

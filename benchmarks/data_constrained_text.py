@@ -16,8 +16,8 @@ from pathlib import Path
 
 from unmask.data import python_docs
 from unmask.data.text import Corpus
-from unmask.runs import write_text
 from unmask.settings.data import DataSettings
+from unmask.writing import write_text
 
 PARTS = ("train", "select", "report")
 # Characters of a paragraph of the documentation: shorter ones are headings and signatures, longer ones tables.

@@ -33,9 +33,10 @@ from unmask.models.loading import parameter_counts
 from unmask.reports.curves import loss_curves
 from unmask.reports.replay import Frame, Replay, html_page, watch
 from unmask.reports.traces import frame
-from unmask.runs import RunFolder, write_text
+from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import TrainingText, prepare_text, prepare_tokenizer
+from unmask.writing import write_text
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "python-docs.yaml"
 PROMPT = "Return True if the"

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "unmask"
 # From the top down; a room may import from those before it.
 ROOMS = [
     "errors",
+    "writing",
     "settings",
     "config",
     "runs",

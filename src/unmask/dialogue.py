@@ -16,10 +16,10 @@ from unmask import config
 from unmask.decoding.step import Step
 from unmask.errors import DataError, PromptError, SettingsError, nearest
 from unmask.lm import DiffusionLM
-from unmask.runs import write_text
 from unmask.settings import aliases
 from unmask.settings.checks import is_true
 from unmask.settings.decoding import SamplingParams
+from unmask.writing import write_text
 
 # Each is the method of its name.
 COMMANDS = {

@@ -34,10 +34,11 @@ from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
 from unmask.models.tokenizers import decode
 from unmask.outputs import Output, Score
-from unmask.runs import locate, written_folder
+from unmask.runs import locate
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.objective import ObjectiveSettings
+from unmask.writing import written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,6 @@ runs/NAME/
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unmask.errors import CheckpointError, ReportError
+from unmask.writing import PARTIAL
 
 ADAPTER_FILE = "adapter_config.json"
-_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -78,51 +77,15 @@ class RunFolder:
 
     def link(self, name: str, step: int) -> None:
         """Let `best` or `latest` mean the checkpoint of a step; atomic."""
-        temporary = self.root / f"{_PARTIAL}{name}"
+        temporary = self.root / f"{PARTIAL}{name}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(Path("checkpoints") / f"step-{step}", target_is_directory=True)
         os.replace(temporary, self.root / name)
 
     def clean(self) -> None:
         """Remove what an interrupted save left behind."""
-        for leftover in [*self.root.glob(f"{_PARTIAL}*"), *self.checkpoints.glob(f"{_PARTIAL}*")]:
+        for leftover in [*self.root.glob(f"{PARTIAL}*"), *self.checkpoints.glob(f"{PARTIAL}*")]:
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-
-
-@contextlib.contextmanager
-def written_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its name, whole and flushed to disk, when the block ends.
-
-    A reader sees the old folder, the new one or none, never a part. On an error nothing takes the name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Named after the process: two that make the same folder at once must not write into one another's.
-    temporary = path.parent / f"{_PARTIAL}{path.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for file in [*temporary.rglob("*"), temporary]:
-        _flush(file)
-    if path.exists():
-        replaced = path.parent / f"{_PARTIAL}replaced-{path.name}-{os.getpid()}"
-        os.replace(path, replaced)
-        os.replace(temporary, path)
-        shutil.rmtree(replaced)
-    else:
-        os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_PARTIAL}{path.name}"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def environment() -> dict[str, Any]:
@@ -196,14 +159,6 @@ def _git_state() -> dict[str, Any] | None:
         return None
     status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
     return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

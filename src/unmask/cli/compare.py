@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.cli.options import Parser, add_settings, parser, quiet_libraries, settings
 from unmask.errors import PromptError, SettingsError, require
-from unmask.runs import environment, locate, write_text
+from unmask.runs import environment, locate
 from unmask.settings.comparison import ComparisonSettings
 from unmask.settings.evaluation import AnswerSettings, TaskSettings
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from unmask.cli.compare_models import Measured, Plan

@@ -10,9 +10,10 @@ from typing import get_args
 from unmask.cli.options import parser, quiet_libraries
 from unmask.errors import CheckpointError, SettingsError, nearest
 from unmask.models.published.registry import TARGETS, target_format
-from unmask.runs import locate, written_folder
+from unmask.runs import locate
 from unmask.settings.model import Dtype, Method
 from unmask.settings.objective import ObjectiveSettings
+from unmask.writing import written_folder
 
 _EXAMPLES = """\
   unmask convert GSAI-ML/LLaDA-8B-Instruct models/llada              # theirs -> ours, which plain transformers opens

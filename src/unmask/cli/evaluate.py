@@ -16,8 +16,8 @@ from pathlib import Path
 
 from unmask.cli.options import Parser, add_sampling, add_settings, parser, quiet_libraries, sampling_names
 from unmask.errors import SettingsError
-from unmask.runs import write_text
 from unmask.settings.evaluation import AnswerSettings, EvaluationSettings, TaskSettings
+from unmask.writing import write_text
 
 _EXAMPLES = """\
   unmask evaluate runs/python-docs                              # the run's own held-out text

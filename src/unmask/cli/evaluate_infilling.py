@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from unmask.cli.options import sampling_names, settings
 from unmask.errors import SettingsError
 from unmask.evaluation.recipes import task_run
-from unmask.runs import environment, locate, write_text
+from unmask.runs import environment, locate
 from unmask.settings.evaluation import TaskSettings
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from unmask.evaluation.infilling import Infill, Problem

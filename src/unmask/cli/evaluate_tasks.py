@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from unmask.cli.options import sampling_names
 from unmask.errors import SettingsError, require
 from unmask.evaluation.recipes import TaskRun, read_recipe, task_run
-from unmask.runs import environment, locate, write_text
+from unmask.runs import environment, locate
 from unmask.settings.evaluation import AnswerSettings, TaskSettings
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from unmask.lm import DiffusionLM

@@ -33,7 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         raise CheckpointError(f"{out} exists already. Name another folder, or remove it: rm -r {out}")
     quiet_libraries()
     from unmask.models import adapters, loading
-    from unmask.runs import locate, written_folder
+    from unmask.runs import locate
+    from unmask.writing import written_folder
 
     name = locate(parsed.adapter)
     saved = adapters.find(name)

@@ -11,8 +11,8 @@ from pathlib import Path
 from unmask import config
 from unmask.cli.options import help_of_settings, parser, quiet_libraries
 from unmask.errors import SettingsError
-from unmask.runs import write_text
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
+from unmask.writing import write_text
 
 _STAGES: tuple[StageName, ...] = ("pretraining", "sft", "inference")
 _EXAMPLES = """\

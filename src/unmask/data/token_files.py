@@ -24,8 +24,8 @@ from unmask.data.sources import Sources, short
 from unmask.data.tokenized import Document
 from unmask.errors import DataError
 from unmask.models.tokenizers import token_sizes
-from unmask.runs import written_folder
 from unmask.settings.data import DataSettings, OverLong
+from unmask.writing import written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

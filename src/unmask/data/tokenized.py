@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import DataError
-from unmask.runs import written_folder
+from unmask.writing import written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

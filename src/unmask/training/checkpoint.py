@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import CheckpointError
-from unmask.runs import RunFolder, written_folder
+from unmask.runs import RunFolder
+from unmask.writing import written_folder
 
 STATE = "training"
 _NAMES = "Name a run, its best or latest, or a checkpoints/step-N folder of it."

@@ -21,10 +21,11 @@ from unmask import config
 from unmask.data.sources import Sources
 from unmask.data.text import Corpus
 from unmask.errors import CheckpointError, DataError, SettingsError
-from unmask.runs import RunFolder, locate, write_text
+from unmask.runs import RunFolder, locate
 from unmask.settings.data import DataSettings
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 from unmask.settings.recipe import Recipe
+from unmask.writing import write_text
 
 TRAINED: tuple[TrainedStage, ...] = ("pretraining", "sft")
 # What an interrupted stage may go on with although it changed: the rest decides what its checkpoints mean.

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unmask.runs import RunFolder, write_text
+from unmask.runs import RunFolder
+from unmask.writing import write_text
 
 
 class TermResult(NamedTuple):

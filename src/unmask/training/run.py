@@ -17,7 +17,7 @@ from unmask.errors import CheckpointError, ReportError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
 from unmask.models.quantization import is_quantized
-from unmask.runs import RunFolder, environment, write_text
+from unmask.runs import RunFolder, environment
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
 from unmask.training.distributed import parting, start
@@ -28,6 +28,7 @@ from unmask.training.samples import first_row, sample_page
 from unmask.training.status import Status
 from unmask.training.tracking import run_options
 from unmask.training.trainer import Trainer, total_steps
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Literal
 
-from unmask.runs import RunFolder, write_text
+from unmask.runs import RunFolder
+from unmask.writing import write_text
 
 State = Literal["running", "finished", "interrupted", "failed"]
 

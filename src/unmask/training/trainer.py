@@ -30,7 +30,7 @@ from unmask.models.loading import Checkpoint
 from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 from unmask.objectives.methods import objective
-from unmask.runs import RunFolder, append_record, written_folder
+from unmask.runs import RunFolder, append_record
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
 from unmask.training.checkpoint import Progress
@@ -46,6 +46,7 @@ from unmask.training.records import StepResult, TermResult, added, term_records
 from unmask.training.teacher import Teacher
 from unmask.training.throughput import flops_per_token, measured_peak, memory_bytes
 from unmask.training.tracking import tags_of
+from unmask.writing import written_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
