@@ -174,8 +174,11 @@ def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None
     return (*settings.block_lengths[-1:], checkpoint_block_length or DEFAULT_BLOCK_LENGTH)[0]
 
 
-def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
-    """The model to train: resumed, continued or new, with a mask token if its method needs one, and its adapter."""
+def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, resume: Path | None) -> Checkpoint:
+    """The model to train: resumed, continued or new, with a mask token if its method needs one, and its adapter.
+
+    A resumed one has its own tokenizer, the others take `tokenizer`.
+    """
     backend = recipe.training.attention_backend
     # bitsandbytes quantises where the weights will be used.
     device = "cpu" if recipe.adapter.quantization is None else None

@@ -34,7 +34,8 @@ from unmask.objectives.methods import objective
 from unmask.runs import RunFolder, append_record
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.checkpoint import Progress
+from unmask.training.branches import with_best_that_is_there
+from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.console import TrainingConsole
 from unmask.training.distributed import is_sharded, summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
@@ -84,7 +85,7 @@ class Trainer:
         self.settings = recipe.training
         self.backbone = checkpoint.backbone
         self.total = total_steps(recipe, text.train)
-        self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
+        self.progress = Progress() if resume is None else with_best_that_is_there(run, read_progress(resume))
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
@@ -324,7 +325,8 @@ class Trainer:
             self.run.link("latest", step)
             if self.progress.best_step == step:
                 self.run.link("best", step)
-            checkpoints.remove_old(self.run, keep=self.settings.keep_checkpoints, best=self.progress.best_step)
+            best, keep = self.progress.best_step, self.settings.keep_checkpoints
+            checkpoints.remove_old(self.run, keep=keep, best=best, written=step)
         self.accelerator.wait_for_everyone()
         self._clock += time.perf_counter() - began
 

@@ -1,0 +1,109 @@
+"""What a run's checkpoints say about it: which is the best, which the latest; and how a run goes back to one of them.
+
+A run that goes on from an earlier checkpoint leaves a branch: the checkpoints and records after it, and the final
+model. They are moved to `branches/after-step-N/` in the run folder, so that they are neither resumed by mistake nor
+taken for old checkpoints of the new branch. `branch.json` there says what is to be moved before anything is, so a start
+after a kill in the middle moves the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from unmask.errors import CheckpointError
+from unmask.runs import RunFolder
+from unmask.training.checkpoint import Progress, read_progress
+from unmask.training.records import split_metrics
+from unmask.writing import write_text
+
+_FILE = "branch.json"
+
+
+def relink(run: RunFolder) -> None:
+    """Let `best` and `latest` mean what the checkpoints' own records say; a kill may have left them on older ones."""
+    steps = run.saved_steps()
+    records = {step: _record(run, step) for step in steps}
+    scored = {step: one.best_score for step, one in records.items() if one is not None and one.best_step == step}
+    best = min(scored, key=lambda step: (scored[step], step), default=None)
+    for name, step in (("best", best), ("latest", steps[-1] if steps else None)):
+        if step is None:
+            _unlink(run.root / name)
+        elif run.checkpoint(name) != (run.checkpoints / f"step-{step}").resolve():
+            run.link(name, step)
+
+
+def with_best_that_is_there(run: RunFolder, progress: Progress) -> Progress:
+    """The progress, without a best score whose checkpoint is gone: nothing could be made of it any more."""
+    is_there = progress.best_step is not None and progress.best_step in run.saved_steps()
+    return progress if is_there else replace(progress, best_score=None, best_step=None)
+
+
+def go_back(run: RunFolder, step: int) -> Path | None:
+    """Close the branch after the checkpoint of a step, if the run has saved later ones; the folder it went to."""
+    later = [one for one in run.saved_steps() if one > step]
+    if not later:
+        return None
+    folder = _free(run.branches / f"after-step-{step}")
+    folder.mkdir(parents=True)
+    write_text(folder / _FILE, json.dumps({"after_step": step, "checkpoints": later, "is_moved": False}) + "\n")
+    _move(run, folder, step, later)
+    return folder
+
+
+def finish_moves(run: RunFolder) -> None:
+    """Move what is left of a branch whose closing was cut off by a kill.
+
+    Raises:
+        CheckpointError: a branch does not say what belongs to it.
+    """
+    for file in sorted(run.branches.glob(f"*/{_FILE}")):
+        try:
+            entry = json.loads(file.read_text(encoding="utf-8"))
+            is_moved, step, later = bool(entry["is_moved"]), int(entry["after_step"]), [*map(int, entry["checkpoints"])]
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}), so it is not known which checkpoints belong to that branch. Move the "
+                f"folder {file.parent} out of the run."
+            ) from None
+        if not is_moved:
+            _move(run, file.parent, step, later)
+
+
+def _move(run: RunFolder, folder: Path, step: int, later: list[int]) -> None:
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for number in later:
+        name = f"step-{number}"
+        if (run.checkpoints / name).is_dir() and not (folder / "checkpoints" / name).exists():
+            os.replace(run.checkpoints / name, folder / "checkpoints" / name)
+    if run.final.is_dir() and not (folder / "final").exists():
+        os.replace(run.final, folder / "final")
+    relink(run)
+    kept, cut = split_metrics(run, step)
+    if cut and not (folder / "metrics.jsonl").exists():
+        write_text(folder / "metrics.jsonl", cut)
+    write_text(run.metrics, kept)
+    write_text(folder / _FILE, json.dumps({"after_step": step, "checkpoints": later, "is_moved": True}) + "\n")
+
+
+def _record(run: RunFolder, step: int) -> Progress | None:
+    """What the checkpoint of a step says; None where it is damaged, which whoever resumes it is told."""
+    try:
+        return read_progress(run.checkpoints / f"step-{step}")
+    except CheckpointError:
+        return None
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number behind it where it is taken."""
+    taken = {one.name for one in path.parent.glob(f"{path.name}*")}
+    names = (path.name if number == 1 else f"{path.name}-{number}" for number in range(1, len(taken) + 2))
+    return path.parent / next(name for name in names if name not in taken)
+
+
+def _unlink(link: Path) -> None:
+    """Remove a link that means nothing; what is no link is not ours."""
+    if link.is_symlink():
+        link.unlink()
