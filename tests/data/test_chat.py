@@ -102,7 +102,7 @@ def test_malformed_rows_name_file_line_and_remedy_or_are_counted(tmp_path: Path,
         read(file)
     assert str(caught.value).startswith(f"{file}, line 2: ")
     assert what in str(caught.value)
-    assert str(caught.value).endswith("Mend the row, or skip such rows: data.malformed=skip")
+    assert str(caught.value).endswith("Fix the row, or skip such rows: data.malformed=skip")
     sources = Conversations([str(file)], DataSettings(format="chat", malformed="skip"))
     assert [one.where for one in sources] == [f"{file}, line 1", f"{file}, line 3"]
     assert sources.skipped == 1
@@ -124,7 +124,7 @@ def test_a_json_list_is_read_as_rows(tmp_path: Path) -> None:
         assert [one.messages[0].content for one in found] == ["a", "c"]
         assert found[1].where == f"{tmp_path / name}, {unit} 2"
     (tmp_path / "cut.json").write_text('[{"prompt": "a",', encoding="utf-8")
-    with pytest.raises(DataError, match=r"cut\.json begins like a JSON list and is not valid JSON.*line 1, column"):
+    with pytest.raises(DataError, match=r"cut\.json begins like a JSON list and is not valid JSON.*, column"):
         read(tmp_path / "cut.json")
 
 

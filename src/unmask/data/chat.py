@@ -66,6 +66,10 @@ class Conversations(Sources[Conversation]):
             messages = _recognised(row)
         yield Conversation(_checked([*_system(row, messages), *messages]), where)
 
+    def words(self, document: Conversation) -> str:
+        """All turns as one text."""
+        return document.text
+
     def from_text(self, source: str) -> Iterator[Conversation]:
         """Plain text holds no conversations."""
         raise DataError(

@@ -117,7 +117,7 @@ class ChatEncoder:
         learned = [np.full(len(one.ids), piece.learned) for piece, one in zip(pieces, tokens, strict=True)]
         return Document(
             ids=np.array([token for one in tokens for token in one.ids], dtype=np.uint32),
-            bytes=np.concatenate(sizes).astype(np.uint16),
+            bytes=np.concatenate(sizes).astype(np.uint32),
             supervised=np.concatenate(learned),
         )
 

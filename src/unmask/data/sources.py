@@ -7,38 +7,83 @@ What a document is, a subclass says: a text, a conversation, or a row of tokens.
 
 from __future__ import annotations
 
-import glob
-import gzip
+import dataclasses
 import hashlib
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from unmask.errors import DataError, require
+from unmask.data import records
+from unmask.data.files import PYTHON_DOCS, expanded, is_file, named
+from unmask.data.hub import HUB, HubSource, stamp
+from unmask.data.opening import PACKED, DamagedFileError
+from unmask.data.records import Reader
+from unmask.errors import DataError
 from unmask.settings.data import DataSettings
 
 T = TypeVar("T")
-PYTHON_DOCS = "python-docs"
-_HUB = "hf:"
+_ENDINGS = (".txt", ".md", *records.JSON, *records.TABLES)
+_NOT_READ = frozenset(
+    {
+        *("train", "validation", "validation_fraction", "overlap", "weights", "split", "validation_split"),
+        *("tokenizer", "vocabulary_size", "max_tokens", "context_length", "neat_packing", "chat_template"),
+        *("supervise", "pad_mode", "eos_cap", "over_long", "cache_dir", "streaming", "shuffle_rows"),
+    }
+)
+"""Settings that do not change what is read; the split stands in the names of datasets."""
+
+
+class Position(NamedTuple):
+    """Where a document stands.
+
+    Attributes:
+        source: number of its file or dataset among all of the sources.
+        row: number of its row there; of plain text, of its part.
+    """
+
+    source: int
+    row: int
 
 
 class Sources(ABC, Generic[T]):
     """The documents of some sources; iterate over it as often as needed.
+
+    Args:
+        sources: their names.
+        settings: how they are read.
+        is_validation: whether datasets whose source names no split have that of validation text.
 
     Attributes:
         skipped: rows that the last complete pass left out because they were malformed.
         suffixes: endings of the files that can be read.
     """
 
-    suffixes: tuple[str, ...] = (".txt", ".md", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz")
-    remedy = "Mend the row, or skip such rows: data.malformed=skip"
+    suffixes: ClassVar[tuple[str, ...]] = (*_ENDINGS, *(one + end for end in PACKED for one in _ENDINGS), ".parquet")
+    remedy: ClassVar[str] = "Fix the row, or skip such rows: data.malformed=skip"
 
-    def __init__(self, sources: Sequence[str], settings: DataSettings) -> None:
+    def __init__(self, sources: Sequence[str], settings: DataSettings, *, is_validation: bool = False) -> None:
         self.settings = settings
-        self.sources = self.found(sources)
+        self.split = settings.validation_split if is_validation else settings.split
+        self.groups = self.grouped(sources)
+        self.sources = [part for group in self.groups for part in group]
         self.skipped = 0
+
+    @classmethod
+    def grouped(cls, sources: Sequence[str]) -> list[list[str]]:
+        """The files that each named source stands for.
+
+        Raises:
+            DataError: a source is missing, or there is none.
+        """
+        names = named(sources)
+        if not names:
+            raise DataError(
+                "No data source was given. Set data.train to files, a folder, hf:NAME or python-docs, for example "
+                "data.train=stories.jsonl"
+            )
+        return [expanded(name, cls.suffixes) for name in names]
 
     @classmethod
     def found(cls, sources: Sequence[str]) -> list[str]:
@@ -47,12 +92,7 @@ class Sources(ABC, Generic[T]):
         Raises:
             DataError: a source is missing, or there is none.
         """
-        if not sources:
-            raise DataError(
-                "No data source was given. Set data.train to files, a folder, hf:NAME or python-docs, for example "
-                "data.train=stories.jsonl"
-            )
-        return [part for source in sources for part in _expand(source, cls.suffixes)]
+        return [part for group in cls.grouped(sources) for part in group]
 
     @abstractmethod
     def from_row(self, row: Any, where: str) -> Iterator[T]:
@@ -64,33 +104,58 @@ class Sources(ABC, Generic[T]):
 
     @abstractmethod
     def from_text(self, source: str) -> Iterator[T]:
-        """The documents of a file that holds no JSON, or of Python's documentation."""
+        """The documents of a file that holds no rows, or of Python's documentation."""
+
+    @abstractmethod
+    def words(self, document: T) -> str:
+        """What makes documents equal, as a text."""
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """The only fields of a row that are read, or None."""
+        return None
 
     def __iter__(self) -> Iterator[T]:
         self.skipped = 0
-        for source in self.sources:
-            if source.startswith(_HUB):
-                rows = self._dataset_rows(source)
-            elif source != PYTHON_DOCS and ".json" in Path(source).name:
-                rows = self._json_rows(source)
-            else:
-                yield from self.from_text(source)
-                continue
-            for row, where in rows:
+        for group in range(len(self.groups)):
+            yield from self.of_group(group)
+
+    def of_group(self, group: int) -> Iterator[T]:
+        """The documents of one named source."""
+        first = sum(map(len, self.groups[:group]))
+        for number in range(first, first + len(self.groups[group])):
+            for _, document in self.of_source(number):
+                yield document
+
+    def of_source(self, number: int, *, start: int = 0, streamed: bool = False) -> Iterator[tuple[Position, T]]:
+        """The documents of one file or dataset, from row `start` on, and where each one stands."""
+        source = self.sources[number]
+        try:
+            if (is_file(source) and not records.has_rows(source)) or source == PYTHON_DOCS:
+                for row, document in enumerate(self.from_text(source)):
+                    if row >= start:
+                        yield Position(number, row), document
+                return
+            for row, content, where in self._rows(source, start, streamed=streamed):
                 try:
-                    yield from self.from_row(row, where)
+                    for document in self.from_row(content, where):
+                        check_characters(self.words(document))
+                        yield Position(number, row), document
                 except DataError as error:
                     self._skip(f"{where}: {error}")
+        except DamagedFileError as error:
+            self._skip(str(error))
 
     def fingerprint(self) -> str:
-        """A name that changes when a source, its size or its time of change does."""
-        parts = [
-            f"{source}:{Path(source).stat().st_size}:{Path(source).stat().st_mtime_ns}" if _is_file(source) else source
-            for source in self.sources
-        ]
-        names = ("format", "text_field", "separator", "prompt_field", "answer_field", "split", "malformed")
-        settings = [getattr(self.settings, name) for name in names]
-        return hashlib.blake2b(json.dumps([parts, settings]).encode(), digest_size=8).hexdigest()
+        """A name that changes when a source, its size, its times or how it is read does."""
+        parts: list[object] = []
+        for source in self.sources:
+            if source.startswith(HUB):
+                parts.append(HubSource.parsed(source, self.split).identity())
+            else:
+                parts.append(stamp(source) if is_file(source) else [source, sys.version])
+        read = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _NOT_READ}
+        return hashlib.blake2b(json.dumps([parts, read]).encode(), digest_size=8).hexdigest()
 
     def malformed(self, message: str) -> None:
         """Stop at a malformed row, unless the settings say to skip it.
@@ -105,121 +170,54 @@ class Sources(ABC, Generic[T]):
         self.malformed(message)
         self.skipped += 1
 
-    def _json_rows(self, source: str) -> Iterator[tuple[Any, str]]:
-        """Rows of JSON lines, or of a `.json` file that holds one list."""
-        number = 0
-        try:
-            with open_text(source) as file:
-                if ".jsonl" not in Path(source).name and file.read(64).lstrip().startswith("["):
-                    file.seek(0)
-                    yield from _listed_rows(file.read(), source)
-                    return
-                file.seek(0)
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield from self._parsed(line, f"{source}, line {number}")
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"{source} cannot be read after line {number}: {error}. Is it UTF-8 and complete?"
-            ) from None
-
-    def _parsed(self, line: str, where: str) -> Iterator[tuple[Any, str]]:
-        try:
-            yield json.loads(line), where
-        except json.JSONDecodeError as error:
-            self._skip(f"{where}: not valid JSON ({error.msg}, column {error.colno})")
-
-    def _dataset_rows(self, source: str) -> Iterator[tuple[Any, str]]:
-        require("datasets", extra="data", purpose=f"The source {source}")
-        import datasets
-
-        name, _, config = source.removeprefix(_HUB).partition(":")
-        split = self.settings.split
-        try:
-            if _is_saved_dataset(Path(name)):
-                loaded = datasets.load_from_disk(name)
-                rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-            else:
-                rows = datasets.load_dataset(name, config or None, split=split)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"The dataset {source} (split `{split}`) cannot be loaded: {error}. Check the name, data.split and "
-                "the network; hf:FOLDER reads a local dataset."
-            ) from None
-        for number, row in enumerate(rows):
-            yield dict(row), f"{source}, row {number}"
+    def _rows(self, source: str, start: int, *, streamed: bool) -> Iterator[tuple[int, Any, str]]:
+        reader = Reader(self.settings, self._skip, self.fields)
+        if source.startswith(HUB):
+            return HubSource.parsed(source, self.split).rows(reader, streamed=streamed, start=start)
+        return records.rows_of(source, reader, start=start)
 
 
 def held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out share; a function of its words, so that copies stay together."""
-    digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2.0**64
+    """Whether one of many documents belongs to the held-out share; a function of its words, so that copies stay
+    together."""
+    return word_hash(text) < fraction * 2.0**64
 
 
-def open_text(source: str) -> TextIO:
-    """A UTF-8 file, unpacked if its name ends in .gz."""
-    if source.endswith(".gz"):
-        return gzip.open(source, "rt", encoding="utf-8")
-    return open(source, encoding="utf-8")
+def word_hash(text: str) -> int:
+    """A hash of a document's words, however they are spaced; 64 bits."""
+    content = " ".join(text.split()).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def read_file(source: str) -> str:
-    """The text of a file.
+def check_characters(text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can read.
 
     Raises:
-        DataError: it is damaged or not UTF-8.
+        DataError: the text has one.
     """
+    if text.isascii():
+        return
     try:
-        with open_text(source) as file:
-            return file.read()
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{source} cannot be read: {error}. Is it UTF-8 text and complete?") from None
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise DataError(
+            f"the text has half of a surrogate pair (\\u{code:04x}, character {error.start + 1:,}), which stands for "
+            "no character"
+        ) from None
 
 
 def short(value: Any) -> str:
     """A value as JSON that fits into a message."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str, skipkeys=True)
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _listed_rows(text: str, source: str) -> Iterator[tuple[Any, str]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{source} begins like a JSON list and is not valid JSON: {error.msg}, line {error.lineno}, column "
-            f"{error.colno}. Rows that stand one in each line belong into a .jsonl file."
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        yield row, f"{source}, row {number}"
-
-
-def _expand(source: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files that a source stands for; hub and built-in sources stand for themselves."""
-    if source == PYTHON_DOCS or source.startswith(_HUB):
-        return [source]
-    path = Path(source).expanduser()
-    if path.is_file():
-        found = [str(path)]
-    elif path.is_dir():
-        found = sorted(str(one) for one in path.rglob("*") if one.name.endswith(suffixes))
-    else:
-        found = sorted(glob.glob(str(path), recursive=True))
-    if not found:
-        what = f"the folder {source} holds no {', '.join(suffixes)}" if path.is_dir() else f"there is no {source}"
-        raise DataError(
-            f"No data: {what}. A source is a file, a glob, a folder, hf:NAME for a Hugging Face dataset, or "
-            f"{PYTHON_DOCS}. (Relative paths start at {Path.cwd()}.)"
-        )
-    wrong = [one for one in found if not one.endswith(suffixes)]
-    if wrong:
-        raise DataError(f"{wrong[0]} has none of the endings that can be read: {', '.join(suffixes)}.")
-    return found
-
-
-def _is_file(source: str) -> bool:
-    return source != PYTHON_DOCS and not source.startswith(_HUB)
-
-
-def _is_saved_dataset(folder: Path) -> bool:
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+def listed(names: Any) -> str:
+    """The fields of a row, as far as they fit into a message."""
+    found = [str(name) for name in names]
+    text = ", ".join(found)
+    return text if len(text) <= 200 else f"{text[:197]}... ({len(found):,} fields)"

@@ -1,20 +1,34 @@
-"""Texts: one string per document, from JSON rows, plain-text files or Python's documentation."""
+"""Texts: one string per document, from rows, plain-text files or Python's documentation."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from unmask.data import python_docs
-from unmask.data.sources import PYTHON_DOCS, Sources, read_file, short
+from unmask.data.files import PYTHON_DOCS
+from unmask.data.opening import read_text
+from unmask.data.sources import Sources, listed, short
 from unmask.errors import DataError
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 class Corpus(Sources[str]):
     """The texts of some sources that hold more than white space."""
 
-    remedy = "Mend the row, set data.text_field, or skip such rows: data.malformed=skip"
+    remedy = "Fix the row, set data.text_field, or skip such rows: data.malformed=skip"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The text alone."""
+        return (self.settings.text_field,)
+
+    def words(self, document: str) -> str:
+        """The text itself."""
+        return document
 
     def from_row(self, row: Any, where: str) -> Iterator[str]:
         """The text in the row's text_field."""
@@ -22,18 +36,22 @@ class Corpus(Sources[str]):
         if not isinstance(row, dict):
             raise DataError(f"expected an object with the field `{name}`, got {short(row)}")
         if name not in row:
-            raise DataError(f"there is no field `{name}`; the row has {', '.join(row) or 'none'}")
+            raise DataError(f"there is no field `{name}`; the row has {listed(row) or 'none'}")
         if not isinstance(row[name], str):
             raise DataError(f"the field `{name}` must be text, got {short(row[name])}")
-        yield from _filled([row[name]])
+        return _filled([row[name]])
 
     def from_text(self, source: str) -> Iterator[str]:
         """The file's text, split at the separator if there is one."""
         if source == PYTHON_DOCS:
-            yield from _python_docs()
-            return
-        text = read_file(source)
-        yield from _filled(text.split(self.settings.separator) if self.settings.separator else [text])
+            return iter(_python_docs())
+        text, separator = read_text(source, self.settings), self.settings.separator
+        return _filled(text.split(unescaped(separator)) if separator else [text])
+
+
+def unescaped(separator: str) -> str:
+    r"""A separator as it is meant: a shell hands `"\n\n"` over as backslashes and letters."""
+    return re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], separator)
 
 
 def _filled(texts: list[str]) -> Iterator[str]:

@@ -45,11 +45,15 @@ class TokenFiles(Sources[Document]):
     """
 
     suffixes = (SUFFIX,)
-    remedy = "Mend or remove the file, or skip such files: data.malformed=skip"
+    remedy = "Fix or remove the file, or skip such files: data.malformed=skip"
 
     def __init__(self, sources: Sequence[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(sources, settings)
         self._size_V, self._mask = token_sizes(tokenizer), tokenizer.mask_token_id
+
+    def words(self, document: Document) -> str:
+        """The ids as words."""
+        return words_of(document)
 
     def from_row(self, row: Any, where: str) -> Iterator[Document]:
         """JSON and datasets hold no such rows."""
@@ -75,7 +79,7 @@ class TokenFiles(Sources[Document]):
             )
         if self._mask is not None and (ids == self._mask).any():
             raise DataError(f"{IDS} has the id of the mask token, {self._mask}, which stands for no text")
-        size_N = np.where(supervised, self._size_V[ids], 0).astype(np.uint16)
+        size_N = np.where(supervised, self._size_V[ids], 0).astype(np.uint32)
         return Document(ids.astype(np.uint32), size_N, supervised, source)
 
 

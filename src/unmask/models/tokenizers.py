@@ -117,14 +117,14 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(vocabulary.values()) + 1
 
 
-def token_sizes(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.uint16]:
-    """UTF-8 bytes of the text that each id stands for, uint16 [V]; special tokens and unused ids stand for none.
+def token_sizes(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.uint32]:
+    """UTF-8 bytes of the text that each id stands for, uint32 [V]; special tokens and unused ids stand for none.
 
     In a byte-level vocabulary each character of a token is one byte; elsewhere a token is as long as what it adds to
     the text behind a letter.
     """
     names = {number: token for token, number in tokenizer.get_vocab().items()}
-    sizes = np.zeros(vocabulary_size(tokenizer), dtype=np.uint16)
+    sizes = np.zeros(vocabulary_size(tokenizer), dtype=np.uint32)
     letter = encode(tokenizer, "a", special=False)
     is_byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
     before = len(decode(tokenizer, letter).encode())

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING
 
-from unmask.data.chat import Conversation, Conversations
+import tokenizers
+
+from unmask.data.chat import Conversation
 from unmask.data.chat_rows import ChatRows
-from unmask.data.chat_tokens import ChatDocuments, ChatEncoder
 from unmask.data.neat import NeatRows
 from unmask.data.packing import PackedText
 from unmask.data.rows import Rows
-from unmask.data.sources import Sources, held_out
 from unmask.data.templates import ChatTemplate, use_template
-from unmask.data.text import Corpus
-from unmask.data.token_files import TokenFiles, words_of
-from unmask.data.tokenized import Document, TokenizedText, beginning
+from unmask.data.tokenized import TokenizedText, beginning
 from unmask.errors import DataError, SettingsError
 from unmask.models import adapters, loading
 from unmask.models.loading import Checkpoint
@@ -30,11 +27,12 @@ from unmask.settings.data import DataSettings, PadMode
 from unmask.settings.model import DEFAULT_BLOCK_LENGTH
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
+from unmask.training.parts import Part, check_overlap, check_weights, hash_of, part_of, tokens_of
+from unmask.writing import remove_leftovers, written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T", str, Conversation, Document)
 _DEFAULT_PAD_MODE: dict[str, PadMode] = {
     "autoregressive": "ignore",
     "masked_diffusion": "eos_supervised",
@@ -73,46 +71,48 @@ class TrainingText:
     skipped: int
 
 
-class _Part(Generic[T]):
-    """The training or the held-out documents of a recipe; iterable more than once."""
+def prepare_tokenizer(
+    recipe: Recipe, folder: Path, *, inherited: PreTrainedTokenizerBase | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a recipe names, with its chat template; a trained one is kept in `folder` and found again.
 
-    def __init__(self, sources: Sources[T], text_of: Callable[[T], str], data: DataSettings, is_held_out: bool) -> None:
-        self.sources, self.text_of = sources, text_of
-        self.fraction = 0.0 if data.validation else data.validation_fraction
-        self.is_held_out = is_held_out and not data.validation
+    Args:
+        recipe: what is trained on what.
+        folder: for a trained tokenizer.
+        inherited: the tokenizer of the run that goes on, which is taken whatever the recipe names.
+    """
+    data = recipe.data
+    tokenizer = _named_tokenizer(recipe, folder) if inherited is None else inherited
+    if data.format == "chat":
+        use_template(tokenizer, data.chat_template)
+    return tokenizer
 
-    def __iter__(self) -> Iterator[T]:
-        return (one for one in self.sources if held_out(self.text_of(one), self.fraction) == self.is_held_out)
 
-    def texts(self) -> Iterator[str]:
-        """The documents as texts."""
-        return map(self.text_of, self)
-
-
-def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names, with its chat template; a trained one is kept in `folder` and found again."""
+def _named_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     data = recipe.data
     name = data.tokenizer or (recipe.model.from_pretrained and locate(recipe.model.from_pretrained)) or "bpe"
-    if name == "bpe" and data.format == "ckpt":
+    if name == "byte":
+        return byte_tokenizer()
+    if name != "bpe":
+        return load_tokenizer(name)
+    if data.format == "ckpt":
         raise SettingsError(
             "data.format `ckpt` reads ids, whose tokenizer must be known. Name the one that made them with "
             "data.tokenizer, or a model that has it with model.from_pretrained."
         )
-    if name == "byte":
-        tokenizer = byte_tokenizer()
-    elif name == "bpe":
-        part = _texts(data) if data.format == "text" else _conversations(data)
-        limit = () if data.max_tokens is None else (data.max_tokens,)
-        key = _key(part.sources.fingerprint(), part.fraction, data.vocabulary_size, *limit)
-        kept = folder / f"bpe-{key}"
-        if not (kept / "tokenizer.json").is_file():
-            _trained_bpe(part, data).save_pretrained(kept)
-        tokenizer = load_tokenizer(kept)
-    else:
-        tokenizer = load_tokenizer(name)
-    if data.format == "chat":
-        use_template(tokenizer, data.chat_template)
-    return tokenizer
+    if data.streaming:
+        raise SettingsError(
+            "data.streaming cannot train a tokenizer, which would need all text. Set data.tokenizer to byte, a folder "
+            "or a hub id, or model.from_pretrained."
+        )
+    part = part_of(data, None, is_held_out=False)
+    key = hash_of(*part.key, data.vocabulary_size, data.max_tokens, tokenizers.__version__)
+    kept = folder / f"bpe-{key}"
+    if not (kept / "tokenizer.json").is_file():
+        remove_leftovers(folder)
+        with written_folder(kept) as partial:
+            _trained_bpe(part, data).save_pretrained(partial)
+    return load_tokenizer(kept)
 
 
 def prepare_text(
@@ -128,23 +128,34 @@ def prepare_text(
             from, of which only the configuration is read.
 
     Raises:
-        DataError: a part is empty, or a document or conversation too long.
+        DataError: a part is empty, or a document or conversation too long, or a document in both parts.
         SettingsError: the rows cannot be filled up as the recipe says.
     """
     data = recipe.data
+    check_weights(data)
     filling = _filling(recipe, tokenizer, block_length)
-    text, skipped = _tokenized(data, tokenizer, folder, is_held_out=False)
+    remove_leftovers(folder)
+    text = tokens_of(data, tokenizer, folder, is_held_out=False)
     learned = text if data.max_tokens is None else text.first(data.max_tokens)
-    train = _rows(learned, data, filling, tokenizer)
+    _check_filled(learned, data.train, text.skipped)
     if not data.validation and data.validation_fraction == 0:
-        return TrainingText(train, None, skipped)
-    text, skipped_there = _tokenized(data, tokenizer, folder, is_held_out=True)
+        return TrainingText(_rows(learned, data, filling, tokenizer), None, text.skipped)
+    held = tokens_of(data, tokenizer, folder, is_held_out=True)
+    _check_filled(held, data.validation or data.train, held.skipped)
+    if data.validation:
+        check_overlap(learned, held, data)
+    train = _rows(learned, data, filling, tokenizer)
+    scored = _rows(held, dataclasses.replace(data, weights=()), filling, tokenizer)
+    return TrainingText(train, scored, text.skipped + held.skipped)
+
+
+def _check_filled(text: TokenizedText, sources: Sequence[str], skipped: int) -> None:
     if text.starts[-1] == 0:
+        counted = f", and {skipped:,} malformed rows were skipped" if skipped else ""
         raise DataError(
-            "The held-out part is empty: give data.validation, raise data.validation_fraction "
-            f"({data.validation_fraction}), split the text with data.separator, or set data.validation_fraction=0."
+            f"The text is empty: no document of {', '.join(sources)} has a token{counted}. Check the sources, "
+            "data.text_field and data.separator."
         )
-    return TrainingText(train, _rows(text, data, filling, tokenizer), skipped + skipped_there)
 
 
 def held_out_texts(data: DataSettings) -> list[str]:
@@ -155,12 +166,14 @@ def held_out_texts(data: DataSettings) -> list[str]:
     """
     if data.format != "text":
         raise DataError(f"It holds {data.format} rows out, and documents of text are needed.")
-    return [] if not data.validation and data.validation_fraction == 0 else [*_texts(data, is_held_out=True)]
+    if not data.validation and data.validation_fraction == 0:
+        return []
+    return [*part_of(data, None, is_held_out=True)]
 
 
 def trained_texts(data: DataSettings) -> Iterator[str]:
     """The documents of text that a run learns from; arguments and errors as in `held_out_texts`."""
-    return iter(_texts(data))
+    return iter(part_of(data, None, is_held_out=False))
 
 
 def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None) -> int:
@@ -226,77 +239,12 @@ def end_turns(checkpoint: Checkpoint) -> None:
     config.eos_token_id = sorted({one for one in known if one is not None} | {ChatTemplate(tokenizer).end_id})
 
 
-def _trained_bpe(part: _Part[str] | _Part[Conversation], data: DataSettings) -> PreTrainedTokenizerBase:
+def _trained_bpe(part: Part[str] | Part[Conversation], data: DataSettings) -> PreTrainedTokenizerBase:
     """A BPE trained on the part, or on as much of it as `max_tokens` of a BPE trained on all of it take."""
     tokenizer = train_bpe(part.texts(), data.vocabulary_size)
     if data.max_tokens is None:
         return tokenizer
     return train_bpe(beginning(part.texts(), tokenizer, data.max_tokens), data.vocabulary_size)
-
-
-def _texts(data: DataSettings, *, is_held_out: bool = False) -> _Part[str]:
-    return _Part(Corpus(_names(data, is_held_out), data), str, data, is_held_out)
-
-
-def _conversations(data: DataSettings, *, is_held_out: bool = False) -> _Part[Conversation]:
-    return _Part(Conversations(_names(data, is_held_out), data), lambda one: one.text, data, is_held_out)
-
-
-def _token_files(
-    data: DataSettings, tokenizer: PreTrainedTokenizerBase, *, is_held_out: bool = False
-) -> _Part[Document]:
-    return _Part(TokenFiles(_names(data, is_held_out), data, tokenizer), words_of, data, is_held_out)
-
-
-def _names(data: DataSettings, is_held_out: bool) -> tuple[str, ...]:
-    return data.validation if is_held_out and data.validation else data.train
-
-
-def _tokenized(
-    data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_held_out: bool
-) -> tuple[TokenizedText, int]:
-    """The tokens of a part, and the malformed rows that it adds to those left out."""
-    # Text never encodes to the mask token, so a tokenizer that gained one still finds what it tokenised before.
-    vocabulary = sorted(item for item in tokenizer.get_vocab().items() if item[0] != tokenizer.mask_token)
-    words = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
-    written: tuple[object, ...] = ()
-    part: _Part[str] | _Part[Conversation] | _Part[Document]
-    if data.format == "text":
-        part = _texts(data, is_held_out=is_held_out)
-    elif data.format == "ckpt":
-        part = _token_files(data, tokenizer, is_held_out=is_held_out)
-    else:
-        part = _conversations(data, is_held_out=is_held_out)
-        written = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, data.supervise)
-    key = _key(part.sources.fingerprint(), part.fraction, part.is_held_out, words, *written)
-    kept = folder / f"{data.format}-{key}"
-    facts = kept / "skipped.json"
-    if not facts.is_file():
-        refused = _write(part, data, tokenizer, kept)
-        # Both parts of one source meet the same unreadable rows: those count once.
-        unreadable = 0 if part.is_held_out else part.sources.skipped
-        facts.write_text(json.dumps(unreadable + refused), encoding="utf-8")
-    return TokenizedText.open(kept), int(json.loads(facts.read_text(encoding="utf-8")))
-
-
-def _write(
-    part: _Part[str] | _Part[Conversation] | _Part[Document],
-    data: DataSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-) -> int:
-    """Tokenise a part into `folder`; how many conversations the chat template refused."""
-    if data.format == "text":
-        TokenizedText.build(part.texts(), tokenizer, folder)
-        return 0
-    if data.format == "ckpt":
-        TokenizedText.write(cast("_Part[Document]", part), folder)
-        return 0
-    conversations = cast("_Part[Conversation]", part)
-    encoder = ChatEncoder(ChatTemplate(tokenizer))
-    documents = ChatDocuments(conversations, encoder, data.supervise, part.sources.malformed)
-    TokenizedText.write(documents, folder)
-    return documents.refused
 
 
 def _filling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, block_length: int | None) -> Filling:
@@ -371,7 +319,3 @@ def _rows(text: TokenizedText, data: DataSettings, filling: Filling, tokenizer: 
         eos_cap=data.eos_cap,
         fill=fill if filling.pad_mode == "block" else None,
     )
-
-
-def _key(*parts: object) -> str:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
