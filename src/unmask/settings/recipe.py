@@ -5,7 +5,7 @@ Its groups of settings are those of a stage, which a pipeline has several of; it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from unmask.settings.adapter import AdapterSettings
 from unmask.settings.checks import is_true
@@ -15,9 +15,10 @@ from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.model import ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.training import TrainingSettings
+from unmask.settings.typed import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunSettings:
     """What a run is called, where it lies and what its draws hang on."""
 
@@ -29,7 +30,7 @@ class RunSettings:
     """Seed of weights, data order and corruption."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class StageSettings:
     """What is trained, on what and how."""
 
@@ -56,6 +57,6 @@ class StageSettings:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Recipe(StageSettings, RunSettings):
     """One training run."""
