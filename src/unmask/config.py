@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unmask.errors import SettingsError, nearest
+from unmask.settings.typed import descriptions, type_name
 
 T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -116,11 +116,7 @@ def check_keys(kind: type, tree: Any, *, source: str, path: str = "", root: type
 
 def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Every leaf setting of `kind`: its key path, type, default and description."""
-    from docstring_parser import parse_from_object
-
-    hints = typing.get_type_hints(kind)
-    homes = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
-    texts = {one.arg_name: one.description or "" for home in homes for one in parse_from_object(home).params}
+    hints, texts = typing.get_type_hints(kind), descriptions(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -128,21 +124,6 @@ def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, st
         else:
             default = "" if field.default is None else _plain(field.default)
             yield f"{prefix}{field.name}", type_name(hint), str(default), texts.get(field.name, "")
-
-
-def type_name(hint: Any) -> str:
-    """A type as users write it: `int`, `a number`, `one of a, b`, `a list of text`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(one) for one in arguments if one is not type(None)) + " or null"
-    if origin is tuple:
-        if ... in arguments:
-            return f"a list of {type_name(arguments[0])}"
-        return f"[{', '.join(map(type_name, arguments))}]"
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.typed import settings
 
 Quantization = Literal["nf4"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdapterSettings:
     """LoRA on a frozen checkpoint; without a rank, every weight is trained."""
 

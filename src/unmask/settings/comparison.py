@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from unmask.settings.checks import at_least, in_range
+from unmask.settings.typed import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ComparisonSettings:
     """What every model is measured on, and how precisely."""
 

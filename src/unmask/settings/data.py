@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.typed import settings
 
 Supervise = Literal["all", "last", "each"]
 PadMode = Literal["eos_supervised", "eos_capped", "block", "ignore"]
@@ -21,7 +21,7 @@ _ONLY_FOR = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DataSettings:
     """Text or conversations, tokenizer and rows.
 

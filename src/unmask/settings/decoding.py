@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from unmask.errors import SettingsError, nearest
@@ -11,6 +10,7 @@ from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.decoding_checks import as_autoregressive, as_blocks, as_canvas, as_tidar
 from unmask.settings.decoding_options import COMMON, DEFAULTS, USED_BY
 from unmask.settings.reveal_files import SUFFIX, is_file_name
+from unmask.settings.typed import settings
 
 Decoding = Literal["autoregressive", "canvas", "blocks", "tidar"]
 CanvasMode = Literal["fixed_length", "semi_autoregressive_padding", "semi_autoregressive_origin"]
@@ -38,7 +38,7 @@ Verification = Literal["greedy", "match", "reject", "gumbel"]
 _DEFINITE = {"autoregressive": as_autoregressive, "canvas": as_canvas, "blocks": as_blocks, "tidar": as_tidar}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SamplingParams:
     """Settings of one generation; None means the checkpoint's default, else the decoding's.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, is_true
+from unmask.settings.typed import settings
 
 Likelihood = Literal["elbo", "chain_rule"]
 MaskSampler = Literal["stratified", "llada_rounded"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EvaluationSettings:
     """The likelihood evaluator."""
 
@@ -29,7 +29,7 @@ class EvaluationSettings:
         at_least(1, max_rows=self.max_rows, batch_size=self.batch_size)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AnswerSettings:
     """The likelihood of an answer behind its context; autoregressive models are exact whatever is set here."""
 
@@ -61,7 +61,7 @@ class AnswerSettings:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TaskSettings:
     """How a task of lm-evaluation-harness is run."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from unmask.errors import CheckpointError, nearest
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.typed import settings
 
 Method = Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"]
 ScheduleName = Literal["linear", "cosine", "cosine_squared", "polynomial"]
@@ -18,7 +19,7 @@ DEFAULT_DRAFT_LENGTH = 8
 """Block length of a model that becomes a TiDAR model."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModelSettings:
     """The network: a checkpoint to start from, or the shape of a new one."""
 

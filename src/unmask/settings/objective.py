@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.curricula import Curriculum, check_shares
 from unmask.settings.model import ScheduleName
 from unmask.settings.tidar import DEFAULT_CLEAN_RATIO, TIDAR_ONLY, check_tidar
+from unmask.settings.typed import settings
 
 Granularity = Literal["sequence", "batch", "block"]
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
@@ -22,7 +22,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
 """The methods of each option that some methods do not have."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ObjectiveSettings:
     """Training method, corruption and loss weight."""
 

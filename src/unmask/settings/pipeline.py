@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.recipe import Recipe, RunSettings, StageSettings
+from unmask.settings.typed import settings
 
 TrainedStage = Literal["pretraining", "sft"]
 StageName = Literal["pretraining", "sft", "inference"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class InferenceSettings:
     """What the finished model is asked."""
 
@@ -25,7 +26,7 @@ class InferenceSettings:
     """How the answers are generated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PipelineRecipe(RunSettings):
     """Stages that run in order, each from the best checkpoint of the one before.
 

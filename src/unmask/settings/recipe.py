@@ -5,7 +5,7 @@ Its groups of settings are those of a stage, which a pipeline has several of; it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from unmask.settings.adapter import AdapterSettings
 from unmask.settings.checks import is_true
@@ -16,9 +16,10 @@ from unmask.settings.model import ModelSettings
 from unmask.settings.naming import check_name
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.training import TrainingSettings
+from unmask.settings.typed import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunSettings:
     """What a run is called, where it lies and what its draws hang on."""
 
@@ -33,7 +34,7 @@ class RunSettings:
         check_name(self.name)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class StageSettings:
     """What is trained, on what and how."""
 
@@ -60,7 +61,7 @@ class StageSettings:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Recipe(StageSettings, RunSettings):
     """One training run."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.typed import settings
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "swanlab", "mlflow"]
 DEFAULT_WARMUP = 0.01
@@ -14,7 +14,7 @@ TAGGED: tuple[Tracker, ...] = ("wandb", "swanlab")
 """Trackers whose runs have tags."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainingSettings:
     """The training loop."""
 
