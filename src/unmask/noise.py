@@ -52,10 +52,14 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def hashed(purpose: Purpose, *keys: int | Tensor) -> Tensor:
-    """Hash integer keys, which broadcast against each other, to int64 (all 64 bits used)."""
+    """Hash integer keys, which broadcast against each other, to int64 (all 64 bits used).
+
+    The purpose is mixed like a key, before the first of them: both are small, and one XORed into the other would be
+    another purpose with another seed.
+    """
     device = next((key.device for key in keys if isinstance(key, Tensor)), torch.device("cpu"))
-    state = torch.full((), int(purpose), dtype=torch.int64, device=device)
-    for key in keys:
+    state = torch.zeros((), dtype=torch.int64, device=device)
+    for key in (int(purpose), *keys):
         value = key.to(torch.int64) if isinstance(key, Tensor) else torch.full((), key, device=device)
         state = _mix((state ^ value) + _GOLDEN)
     return state
