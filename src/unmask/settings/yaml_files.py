@@ -156,13 +156,14 @@ def _text_of(file: Path) -> str:
         raise SettingsError(f"{file} has {size:,} bytes, and a file of settings at most {LARGEST_FILE:,}. Is it data?")
     for sign, what in _SIGNS.items():
         if content.startswith(sign):
-            raise SettingsError(f"{file} is {what}. Save it as plain UTF-8 text.")
+            raise SettingsError(f"{file} is not valid YAML: it is {what}. Save it as plain UTF-8 text.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise SettingsError(
-            f"{file} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}. Save it as UTF-8."
+            f"{file} is not valid YAML: it is not UTF-8, line {line} has the byte 0x{content[error.start]:02x}. Save it as "
+            "UTF-8."
         ) from None
 
 
