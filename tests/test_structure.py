@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "unmask"
 ROOMS = [
     "errors",
     "writing",
+    "destinations",
     "settings",
     "config",
     "runs",

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import functools
+import math
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +24,16 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unmask.errors import SettingsError, nearest
 from unmask.settings.typed import descriptions, type_name
+from unmask.settings.yaml_files import Dumper, read_value, read_yaml, shown
 
 T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_MOST_DIGITS = 100
+_NUMBERS = {
+    int: re.compile(r"[-+]?(?:0|[1-9][0-9_]*)", re.ASCII),
+    float: re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII),
+}
+"""How numbers may be written as text: on the command line, or in quotes."""
 
 
 def load(
@@ -86,7 +96,7 @@ def _parser(kind: type) -> ArgumentParser:
 
 def to_yaml(settings: Any) -> str:
     """The settings as YAML that `load` reads back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_plain(dataclasses.asdict(settings)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
@@ -104,12 +114,14 @@ def check_keys(kind: type, tree: Any, *, source: str, path: str = "", root: type
     root = root or kind
     if not isinstance(tree, Mapping):
         where = f"`{path}` in {source}" if path else source
-        raise SettingsError(f"{where} must hold `key: value` pairs, got {tree!r}. See `unmask train --help`.")
+        raise SettingsError(f"{where} must hold `key: value` pairs, got {shown(tree)}. See `unmask train --help-keys`.")
     hints = typing.get_type_hints(kind)
     for key, value in tree.items():
         full = f"{path}.{key}" if path else str(key)
         if key not in hints:
-            raise SettingsError(f"Unknown key `{full}` in {source}. {_nearest_key(root, full)}")
+            is_path = "." in key and full in _paths(root)
+            advice = f"Write it as `{key.replace('.', ': {')}: ...}}`." if is_path else _nearest_key(root, full)
+            raise SettingsError(f"Unknown key `{full}` in {source}. {advice}")
         if dataclasses.is_dataclass(hints[key]):
             check_keys(typing.cast(type, hints[key]), value, source=source, path=full, root=root)
 
@@ -126,25 +138,6 @@ def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, st
             yield f"{prefix}{field.name}", type_name(hint), str(default), texts.get(field.name, "")
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The key-value pairs of a YAML file.
-
-    Raises:
-        SettingsError: the file is missing, not YAML, or holds something else.
-    """
-    if not file.is_file():
-        beside = sorted(str(one) for one in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        there = f"Recipes there: {', '.join(beside)}." if beside else "There are no .yaml files in that folder."
-        raise SettingsError(f"There is no recipe file {file}. {there}")
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict | None):
-        raise SettingsError(f"{file} must hold `key: value` pairs, got {type(tree).__name__}.")
-    return tree or {}
-
-
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two trees of settings as one new tree, in which the second one wins."""
     found = dict(below)
@@ -156,18 +149,28 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _apply(kind: type, tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    key = key.removeprefix("--")
     if not equals or not key:
         raise SettingsError(f"An override has the form key=value, got `{override}`. Example: training.steps=100")
-    key = key.removeprefix("--")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
     *parents, leaf = key.split(".")
+    _check_path(kind, parents, key)
+    value = read_value(text)
     check_keys(kind, _nested(parents, {leaf: value}), source="the command line")
     for name in parents:
         tree = tree.setdefault(name, {})
     tree[leaf] = value
+
+
+def _check_path(kind: type, parents: Sequence[str], key: str) -> None:
+    """Refuse keys below a setting that is a value and no group; unknown keys are found by `check_keys`."""
+    for depth, name in enumerate(parents, start=1):
+        hint = typing.get_type_hints(kind).get(name)
+        if hint is None:
+            return
+        if not dataclasses.is_dataclass(hint):
+            path = ".".join(parents[:depth])
+            raise SettingsError(f"`{path}` is {type_name(hint)} and has no keys of its own, got `{key}`.")
+        kind = typing.cast(type, hint)
 
 
 def _nested(parents: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +180,8 @@ def _nested(parents: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitted(kind: type, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A single value where a list is expected becomes a list of one; null only stands where it may."""
+    """The tree with single values where lists are expected as lists of one, and numbers as such; null only stands where
+    it may."""
     fitted: dict[str, Any] = {}
     for key, value in tree.items():
         hint = typing.get_type_hints(kind)[key]
@@ -187,18 +191,63 @@ def _fitted(kind: type, tree: Mapping[str, Any], prefix: str = "") -> dict[str, 
             raise SettingsError(f"`{prefix}{key}` must be {type_name(hint)}, got null.")
         elif typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
             value = [] if value is None else [value]
-        fitted[key] = list(value) if isinstance(value, tuple) else value
+        fitted[key] = _with_numbers(hint, value, f"{prefix}{key}")
     return fitted
+
+
+def _with_numbers(hint: Any, value: Any, key: str, whole: Any = None) -> Any:
+    """The value with every number in it read, which must be finite and, if it is an integer, have 64 bits.
+
+    `whole` is the type of the setting, where the value is a part of it.
+    """
+    whole = hint if whole is None else whole
+    inner = next((one for one in typing.get_args(hint) if one is not type(None)), hint) if _is_optional(hint) else hint
+    if inner in (int, float):
+        return _number(inner, value, f"`{key}` must be {type_name(whole)}")
+    if not isinstance(value, list | tuple):
+        return value
+    parts = typing.get_args(inner) if typing.get_origin(inner) is tuple else ()
+    each = parts[:1] * len(value) if ... in parts else parts
+    if len(each) != len(value):
+        return list(value)  # the parser says how many there must be
+    return [_with_numbers(part, item, key, whole) for part, item in zip(each, value, strict=True)]
+
+
+def _is_optional(hint: Any) -> bool:
+    arguments = typing.get_args(hint)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return is_union and len(arguments) == 2 and type(None) in arguments
+
+
+def _number(hint: type, value: Any, must: str) -> Any:
+    if isinstance(value, str):
+        if not _NUMBERS[hint].fullmatch(value):
+            raise SettingsError(f"{must}, got {shown(value)}.")
+        value = _read_number(hint, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value  # the parser says what it must be
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise SettingsError(f"{must} of at most 64 bits (below 9.2e18), got {shown(value)}.")
+    if not math.isfinite(value):
+        raise SettingsError(f"{must} and finite, got {value}.")
+    return value
+
+
+def _read_number(hint: type, text: str) -> int | float:
+    """A number of any length; one of thousands of digits is as good as infinite."""
+    return float(text) if hint is float or len(text) > _MOST_DIGITS else int(text)
 
 
 def _type_message(kind: type, tree: Mapping[str, Any], error: str) -> str:
     match = re.search(r'key "([^"]+)"', error)
     if match is None:
-        return error
+        return " ".join(error.split())
     hint, value = kind, tree
     for name in match[1].split("."):
         hint, value = typing.get_type_hints(hint)[name], value[name]
-    return f"`{match[1]}` must be {type_name(hint)}, got {value!r}."
+    is_other = isinstance(value, bool | int | float | datetime.date)
+    quotes = " In quotes it is text." if "text" in type_name(hint).split() and is_other else ""
+    return f"`{match[1]}` must be {type_name(hint)}, got {shown(value)}.{quotes}"
 
 
 def _nearest_key(root: type, key: str) -> str:

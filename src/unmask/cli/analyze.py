@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from unmask.cli.output import show
 from unmask.errors import SettingsError, nearest
 
 TOPICS = {
@@ -23,7 +24,7 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Run the verb; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help(), end="")
+        show(_help(), end="")
         return 0 if arguments else 2
     topic, *rest = arguments
     if topic not in TOPICS:

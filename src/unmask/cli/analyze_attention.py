@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import parser, quiet_libraries
+from unmask.cli.output import note, show
 from unmask.errors import SettingsError, require
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         except SettingsError as error:
             if parsed.layout:
                 raise
-            print(f"{name}: {error}", file=sys.stderr)
+            note(f"{name}: {error}")
             continue
         drawn += 1
         queries, keys = (_words(lm, row.tolist()) for row in (found.query_ids, found.key_ids))
@@ -76,13 +76,13 @@ def _tell(found: AttentionMap, keys: Sequence[str], files: Sequence[Path], head:
     """The layout as text, if it fits a terminal, and where its pictures are."""
     from unmask.analysis.attention_maps import shaded
 
-    print(f"{found.layout}: {' '.join(map(str, files))}")
+    show(f"{found.layout}: {' '.join(map(str, files))}")
     if len(keys) > _MOST_COLUMNS:
         return
-    print("\n".join("".join("#" if seen else "." for seen in row) for row in found.sees_QK.tolist()))
+    show("\n".join("".join("#" if seen else "." for seen in row) for row in found.sees_QK.tolist()))
     if head is not None and found.weights_NHQK.numel():
         layer, number = _head(head, found.weights_NHQK.shape[:2])
-        print(f"layer {layer}, head {number}:\n{shaded(found.weights_NHQK[layer, number])}")
+        show(f"layer {layer}, head {number}:\n{shaded(found.weights_NHQK[layer, number])}")
 
 
 def _layers(text: str | None, count: int) -> list[int]:

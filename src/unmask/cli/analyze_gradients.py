@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import parser
+from unmask.cli.output import note, show
 from unmask.errors import ReportError
 from unmask.runs import RunFolder
 
@@ -53,18 +53,18 @@ def run(arguments: Sequence[str]) -> int:
     _warn(records.damage)
     found = history(records.rows, source)
     if not found.is_measured:
-        print(f"note: {COUNTED_NOTE}", file=sys.stderr)
+        note(f"note: {COUNTED_NOTE}")
     made = matrices(found)
     folder = parsed.output_dir or folder
     files = write_matrices(made, folder)
     if importlib.util.find_spec("matplotlib") is None:
-        print('no pictures without matplotlib; install it with: pip install "unmask[plots]"', file=sys.stderr)
+        note('no pictures without matplotlib; install it with: pip install "unmask[plots]"')
     else:
         files += draw(found, made, folder)
     steps = found.step_S.tolist()
-    print(f"{source}: {len(steps)} measurement{'s' * (len(steps) != 1)}, steps {steps[0]} to {steps[-1]}\n")
-    print(_table(made[2]))
-    print(f"\n{' '.join(map(str, files))}")
+    show(f"{source}: {len(steps)} measurement{'s' * (len(steps) != 1)}, steps {steps[0]} to {steps[-1]}\n")
+    show(_table(made[2]))
+    show(f"\n{' '.join(map(str, files))}")
     return 0
 
 
@@ -88,15 +88,15 @@ def _read(parsed: argparse.Namespace) -> tuple[Records, str, Path]:
     if found.file is None:
         return read_server(found.id, entity=parsed.entity, project=parsed.project), found.id, folder
     if parsed.entity or parsed.project:
-        print(f"note: --entity and --project are not needed, {found.file} is here", file=sys.stderr)
+        note(f"note: --entity and --project are not needed, {found.file} is here")
     return read_file(found.file), found.id, folder
 
 
 def _warn(damage: Sequence[str]) -> None:
     for line in damage[:_MOST_LINES]:
-        print(f"skipped {line}", file=sys.stderr)
+        note(f"skipped {line}")
     if damage:
-        print(f"skipped {len(damage)} damaged record{'s' * (len(damage) != 1)} in all", file=sys.stderr)
+        note(f"skipped {len(damage)} damaged record{'s' * (len(damage) != 1)} in all")
 
 
 def _table(matrix: Matrix) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import Parser, parser, quiet_libraries
+from unmask.cli.output import note, show
 from unmask.errors import CheckpointError, SettingsError, require
 from unmask.runs import locate
 from unmask.settings.checks import at_least
@@ -71,12 +71,12 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.save is not None:
         _save(found, places, parsed)
         files.append(parsed.save)
-    print(_report(profile, found, checks, groups=_groups(lm)))
+    show(_report(profile, found, checks, groups=_groups(lm)))
     if judge is not None:
         made = list(_generated(lm, judge, found, temperatures, parsed))
         files.append(write_generations(made, parsed.output_dir))
-        print(_generation_report(made, parsed))
-    print(f"\n{' '.join(map(str, files))}")
+        show(_generation_report(made, parsed))
+    show(f"\n{' '.join(map(str, files))}")
     return 0
 
 
@@ -171,7 +171,7 @@ def _profile(lm: DiffusionLM, places: int, parsed: argparse.Namespace) -> Profil
     length = window_length(lm.backbone.diffusion, places, lead=len(lead), room=lm.backbone.context_length)
     found = windows(ids, length, per_document=parsed.windows, max_documents=parsed.documents)
     if found.short:
-        print(f"{found.short} documents of less than {length} tokens were left out", file=sys.stderr)
+        note(f"{found.short} documents of less than {length} tokens were left out")
     return measure(
         lm.backbone,
         found,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
+from unmask.cli.output import note, show
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         _Terminal(dialogue, watches=parsed.watch).talk()
     else:
         if parsed.watch:
-            print("--watch needs a terminal; replies are printed when they are complete.", file=sys.stderr)
+            note("--watch needs a terminal; replies are printed when they are complete.")
         _answer_lines(dialogue)
     return 0
 
@@ -64,10 +65,10 @@ def _answer_lines(dialogue: Dialogue) -> None:
             turn = dialogue.ask(message)
             for _ in turn:
                 pass
-            print(turn.text, flush=True)
+            show(turn.text, flush=True)
             notice = turn.notice
         if notice:
-            print(notice, file=sys.stderr)
+            note(notice)
         if dialogue.is_over:
             return
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.cli.options import Parser, add_settings, parser, quiet_libraries, settings
+from unmask.cli.output import as_json, note, show
 from unmask.errors import PromptError, SettingsError, require
 from unmask.runs import environment, locate
 from unmask.settings.comparison import ComparisonSettings
@@ -55,15 +55,15 @@ def run(arguments: Sequence[str]) -> int:
         record = _record(names, parsed, chosen, tasks)
     from unmask.reports.comparison import as_csv, as_markdown
 
-    print(as_markdown(record))
+    show(as_markdown(record))
     if parsed.save:
         from unmask.reports.comparison_page import page
 
         stem = parsed.output_dir / (parsed.output_name or "-vs-".join(map(_file_name, names)))
-        files = {".json": json.dumps(record, indent=2) + "\n", ".csv": as_csv(record), ".html": page(record)}
+        files = {".json": as_json(record, indent=2) + "\n", ".csv": as_csv(record), ".html": page(record)}
         for ending, text in files.items():
             write_text(stem.with_name(stem.name + ending), text)
-            print(f"wrote {stem}{ending}", file=sys.stderr)
+            note(f"wrote {stem}{ending}")
     return 0
 
 
@@ -189,7 +189,7 @@ def _record(
     )
     found: dict[str, Measured] = {}
     for name, model in names.items():
-        print(f"measuring {name}", file=sys.stderr)
+        note(f"measuring {name}")
         found[name] = compare_models.measured(model, name, plan)
     record = _compared(found, plan, unit)
     record["text"] = _described(text, pieces, unit)

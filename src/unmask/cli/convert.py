@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from unmask.cli.options import parser, quiet_libraries
+from unmask.cli.output import show
 from unmask.errors import CheckpointError, SettingsError, nearest
 from unmask.models.published.registry import TARGETS, target_format
 from unmask.runs import locate
@@ -83,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
                 max_shard_size=parsed.max_shard_size,
                 remote_code=parsed.remote_code,
             )
-    print(target)
+    show(target)
     return 0
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unmask.cli.options import Parser, add_sampling, add_settings, parser, quiet_libraries, sampling_names
+from unmask.cli.output import as_json, show, show_json
 from unmask.errors import SettingsError
 from unmask.settings.evaluation import AnswerSettings, EvaluationSettings, TaskSettings
 from unmask.writing import write_text
@@ -55,11 +56,14 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.lm import DiffusionLM
 
     lm = DiffusionLM.from_pretrained(given.model, device=given.device, dtype=given.dtype).optimize_for_inference()
-    record = {}
-    for record in measure(lm):
-        if given.output is not None:
-            write_text(Path(given.output), json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record) if given.json else module.table(record))
+    record: dict[str, Any] = {}
+    try:
+        for record in measure(lm):
+            if given.output is not None:
+                write_text(Path(given.output), as_json(record, indent=2) + "\n")
+    finally:  # what has been measured is printed even if a file cannot take it, or a later task fails
+        if record:
+            show_json(record) if given.json else show(module.table(record))
     return 0
 
 

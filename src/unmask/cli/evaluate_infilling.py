@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.cli.options import sampling_names, settings
+from unmask.cli.output import as_json, note
 from unmask.errors import SettingsError
 from unmask.evaluation.recipes import task_run
 from unmask.runs import environment, locate
@@ -35,8 +34,6 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
     def measure(lm: DiffusionLM) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         found, passed = _measured(lm, problems, length, sampling, allow_code="allow_code" in given)
-        if "samples" in given:
-            write_text(Path(given.samples), _lines(found, passed))
         record = _record(found, passed) | {
             "model": locate(model),
             "method": lm.backbone.diffusion.method,
@@ -47,8 +44,10 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
             "environment": environment(),
         }
         if record["too_long"]:
-            print(f"{record['too_long']} problems do not fit the model's context: not solved", file=sys.stderr)
+            note(f"{record['too_long']} problems do not fit the model's context: not solved")
         yield record
+        if "samples" in given:  # after the record has been taken: it must not be lost if this fails
+            write_text(Path(given.samples), _lines(found, passed))
 
     return measure
 
@@ -110,7 +109,7 @@ def _lines(found: Sequence[Infill], passed: Sequence[bool] | None) -> str:
         }
         for one, verdict in zip(found, verdicts, strict=True)
     ]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(as_json(row) + "\n" for row in rows)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.cli.options import sampling_names
+from unmask.cli.output import as_json, note
 from unmask.errors import SettingsError, require
 from unmask.evaluation.recipes import TaskRun, read_recipe, task_run
 from unmask.runs import environment, locate
@@ -42,13 +41,14 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
         }
         lines: list[str] = []
         for one in downstream.evaluated(lm, prepared, allow_code=allow_code, keep_samples="samples" in given):
-            for note in one["notes"]:
-                print(note, file=sys.stderr)
+            for remark in one["notes"]:
+                note(remark)
             if "samples" in given:
-                lines += [json.dumps(sample, default=str) for each in one.pop("samples").values() for sample in each]
-                write_text(Path(given.samples), "\n".join(lines) + "\n")
+                lines += [as_json(sample) for each in one.pop("samples").values() for sample in each]
             record["tasks"].append(one)
             yield record
+            if "samples" in given:  # after the record has been taken: it must not be lost if this fails
+                write_text(Path(given.samples), "\n".join(lines) + "\n")
 
     return measure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import config
 from unmask.cli.options import settings
+from unmask.cli.output import note
 from unmask.errors import DataError
 from unmask.runs import RunFolder, environment, locate
 from unmask.settings.data import DataSettings
@@ -87,7 +87,7 @@ def evaluated(
         likelihood = evaluate(lm.backbone, rows, evaluation)
         seconds = time.perf_counter() - began
         if text.skipped:
-            print(f"{text.skipped} malformed rows were skipped", file=sys.stderr)
+            note(f"{text.skipped} malformed rows were skipped")
         return _record(
             lm, likelihood, evaluation, recipe, source, seconds, min(len(rows), evaluation.max_rows or len(rows))
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import parser
+from unmask.cli.output import note, show, show_json
 from unmask.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
@@ -44,9 +43,9 @@ def run(arguments: Sequence[str]) -> int:
 
     found = experiments(parsed.folder)
     if parsed.json:
-        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+        show_json([dataclasses.asdict(one) for one in found], indent=2)
     elif not found:
-        print(f"There are no runs in {parsed.folder}.", file=sys.stderr)
+        note(f"There are no runs in {parsed.folder}.")
     else:
         _show([_cells(one) for one in found])
     return 0
@@ -58,10 +57,12 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from unmask.reports.replay import printable
+
     console = Console(highlight=False)
     if not console.is_terminal:
         for row in (_HEADER, *rows):
-            print("\t".join(row).rstrip())
+            show("\t".join(row).rstrip())
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in _HEADER:
@@ -69,7 +70,7 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
         is_whole = is_number or name == "status"
         table.add_column(name, justify="right" if is_number else "left", no_wrap=is_whole, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
+from unmask.cli.output import note, show, show_json
 from unmask.errors import PromptError, SettingsError
 from unmask.settings.decoding import SamplingParams
 
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     seconds = time.perf_counter() - began
     for output in outputs:
         _print(output, prompts[output.prompt] if parsed.suffix is None else "", as_json=parsed.json)
-    print(f"{_rates(outputs)}, {seconds:.2f} s", file=sys.stderr)
+    note(f"{_rates(outputs)}, {seconds:.2f} s")
     return 0
 
 
@@ -90,9 +90,9 @@ def _print(output: Output, prompt: str | None, *, as_json: bool) -> None:
     if as_json:
         rates = ("tokens_per_forward", "tokens_per_forward_after_prefill")
         record = dataclasses.asdict(output) | {name: getattr(output, name) for name in rates} | {"prompt_text": prompt}
-        print(json.dumps(record, ensure_ascii=False))
+        show_json(record)
     else:
-        print(f"{prompt or ''}{output.text}")
+        show(f"{prompt or ''}{output.text}")
 
 
 def _watch(lm: DiffusionLM, prompt: object, shown: str, params: SamplingParams) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unmask.cli.options import parser, quiet_libraries
+from unmask.cli.output import show, show_json
 
 _EXAMPLES = """\
   unmask info runs/python-docs
@@ -26,11 +26,11 @@ def run(arguments: Sequence[str]) -> int:
 
     record = describe(parsed.model)
     if parsed.json:
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        show_json(record, indent=2)
         return 0
-    print(record["model"])
+    show(record["model"])
     for name, text in _lines(record):
-        print(f"  {name:<11} {text}")
+        show(f"  {name:<11} {text}")
     return 0
 
 

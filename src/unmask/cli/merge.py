@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.cli.options import parser, quiet_libraries
+from unmask.cli.output import note, show
 from unmask.errors import CheckpointError
 
 _EXAMPLES = """\
@@ -41,13 +41,12 @@ def run(arguments: Sequence[str]) -> int:
     if saved is None:
         raise CheckpointError(f"{name} is a whole model, not an adapter: there is nothing to merge.")
     if saved.quantization is not None:
-        print(
+        note(
             f"The adapter was trained on {saved.quantization} weights and is merged into the whole weights of "
             f"{saved.base}, so its predictions differ a little from those in training.",
-            file=sys.stderr,
         )
     checkpoint = adapters.merged(loading.load(name, dtype=parsed.dtype, device="cpu", quantize=None))
     with written_folder(out) as partial:
         loading.save(checkpoint, partial)
-    print(out)
+    show(out)
     return 0

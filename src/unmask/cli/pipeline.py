@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from unmask import config
 from unmask.cli.options import help_of_settings, parser, quiet_libraries
+from unmask.cli.output import as_json, note, show
 from unmask.errors import SettingsError
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 from unmask.writing import write_text
@@ -41,13 +40,13 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--help-keys", action="store_true", help="list every key of a recipe and stop")
     parsed = options.parse_intermixed_args(list(arguments))
     if parsed.help_keys:
-        print(help_of_settings(PipelineRecipe))
+        show(help_of_settings(PipelineRecipe))
         return 0
     words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
     file = words.pop(0) if words and "=" not in words[0] else None
     pipeline = config.load(PipelineRecipe, file=file, overrides=words)
     if parsed.print_config:
-        print(config.to_yaml(pipeline), end="")
+        show(config.to_yaml(pipeline), end="")
         return 0
     if parsed.prompt:
         pipeline = dataclasses.replace(
@@ -64,22 +63,22 @@ def _run(pipeline: PipelineRecipe, stages: Sequence[StageName], restart: Trained
         raise SettingsError("The inference stage has nothing to ask. Give --prompt TEXT or inference.prompts=[...].")
     planned = work.plan(pipeline, stages, restart=restart)
     if dry:
-        print("\n".join(line for stage in planned for line in stage.lines()))
+        show("\n".join(line for stage in planned for line in stage.lines()))
         if asks:
             model = planned[-1].run.final if planned else work.last_finished(pipeline)
-            print(f"inference: asks {model}, number of prompts: {len(pipeline.inference.prompts)}")
+            show(f"inference: asks {model}, number of prompts: {len(pipeline.inference.prompts)}")
         return 0
     quiet_libraries()
     ended_by = work.run(planned)
     if not work.is_main():
         return 0
     if ended_by is not None:
-        print("Stopped and saved. The same command goes on from here.", file=sys.stderr)
+        note("Stopped and saved. The same command goes on from here.")
         return 128 + ended_by
     if asks:
         _ask(pipeline, work.last_finished(pipeline))
     else:
-        print(planned[-1].run.root)
+        show(planned[-1].run.root)
     return 0
 
 
@@ -87,7 +86,7 @@ def _ask(pipeline: PipelineRecipe, model: Path) -> None:
     """Print the answers, and keep them in the pipeline's folder."""
     from unmask.lm import DiffusionLM
 
-    print(f"inference: asks {model}", file=sys.stderr)
+    note(f"inference: asks {model}")
     lm = DiffusionLM.from_pretrained(model).optimize_for_inference()
     inference = pipeline.inference
     is_chat = inference.chat
@@ -100,7 +99,7 @@ def _ask(pipeline: PipelineRecipe, model: Path) -> None:
         {"model": str(model), "prompt_text": prompt} | dataclasses.asdict(output)
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
-    kept = Path(pipeline.output_dir) / pipeline.name / "inference.jsonl"
-    write_text(kept, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     for prompt, output in zip(prompts, outputs, strict=True):
-        print(f"> {prompt}\n{output.text}" if is_chat else f"{prompt}{output.text}")
+        show(f"> {prompt}\n{output.text}" if is_chat else f"{prompt}{output.text}")
+    kept = Path(pipeline.output_dir) / pipeline.name / "inference.jsonl"
+    write_text(kept, "".join(as_json(record) + "\n" for record in records))

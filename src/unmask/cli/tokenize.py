@@ -12,6 +12,7 @@ from typing import get_args
 
 from unmask import config
 from unmask.cli.options import Parser, parser, quiet_libraries
+from unmask.cli.output import note, show
 from unmask.errors import DataError, SettingsError
 from unmask.runs import locate
 from unmask.settings.data import DataSettings, OverLong, Supervise
@@ -69,12 +70,11 @@ def run(arguments: Sequence[str]) -> int:
     documents = ChatDocuments(chosen, ChatEncoder(ChatTemplate(tokenizer)), settings.supervise, sources.malformed)
     written = write_token_files(documents, target, max_length=parsed.max_length, over_long=parsed.over_long)
     share = written.supervised / written.tokens
-    print(
+    note(
         f"{written.rows:,} rows, {written.tokens:,} tokens, {share:.0%} of them supervised; {written.cut:,} over-long "
         f"rows cut, {written.dropped:,} left out; {sources.skipped + documents.refused:,} malformed ones skipped",
-        file=sys.stderr,
     )
-    print(target)
+    show(target)
     return 0
 
 

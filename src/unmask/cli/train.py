@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from unmask import config
 from unmask.cli import port_files, tdlm_files
 from unmask.cli.options import Parser, help_of_settings, parser, quiet_libraries
+from unmask.cli.output import note, show
 from unmask.errors import CheckpointError, SettingsError
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
@@ -38,16 +38,17 @@ def run(arguments: Sequence[str]) -> int:
     """Run the verb; returns the exit code."""
     parsed = _options().parse_intermixed_args(list(arguments))
     if parsed.help_keys:
-        print(help_of_settings(Recipe))
+        show(help_of_settings(Recipe))
         return 0
     words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
     files = [word for at, word in enumerate(words) if "=" not in word and (at == 0 or Path(word).suffix in _SUFFIXES)]
     recipe, notes = _recipe(parsed, files, [word for word in words if word not in files])
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main:
-        print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+        for remark in notes:
+            note(f"note: {remark}")
     if parsed.print_config:
-        print(config.to_yaml(recipe), end="")
+        show(config.to_yaml(recipe), end="")
         return 0
     quiet_libraries()
     if parsed.eval_only:
@@ -60,15 +61,15 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.dry_run:
         lines = dry_run(recipe, resume=parsed.resume)
         first = next(lines)  # an error comes before there is anything on stdout
-        print(config.to_yaml(recipe), end="")
+        show(config.to_yaml(recipe), end="")
         for line in (first, *lines):
-            print(f"# {line}")
+            show(f"# {line}")
         return 0
     outcome = train(recipe, resume=parsed.resume)
     if outcome.signal is not None and outcome.is_main:
-        print(f"Stopped and saved. Go on with: {command(outcome.run)}", file=sys.stderr)
+        note(f"Stopped and saved. Go on with: {command(outcome.run)}")
     elif outcome.is_main:
-        print(outcome.run.root)
+        show(outcome.run.root)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
@@ -174,5 +175,5 @@ def _evaluate(recipe: Recipe, resume: str | None) -> int:
     from unmask.cli.evaluate_text import table
     from unmask.cli.train_eval import scored
 
-    print(table(scored(recipe, resume)))
+    show(table(scored(recipe, resume)))
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Literal
 
-from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.checks import at_least, at_most, in_range, is_true
+from unmask.settings.model import MOST_CHANNELS
 from unmask.settings.typed import settings
 
 Quantization = Literal["nf4"]
@@ -28,6 +29,8 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         at_least(1, rank=self.rank, alpha=self.alpha)
+        at_most(MOST_CHANNELS, rank=self.rank, alpha=self.alpha)
+        is_true("" not in self.targets, f"targets must be names of layers, as q_proj, got {list(self.targets)}.")
         in_range(0, 0.99, dropout=self.dropout)
         if self.rank is None:
             given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]

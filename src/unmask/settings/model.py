@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from unmask.errors import CheckpointError, nearest
-from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.checks import at_least, at_most, in_range, is_true
 from unmask.settings.typed import settings
 
 Method = Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"]
@@ -17,6 +17,8 @@ DEFAULT_BLOCK_LENGTH = 4
 """Of a model that becomes a block-diffusion model, and of published SDAR checkpoints that do not say theirs."""
 DEFAULT_DRAFT_LENGTH = 8
 """Block length of a model that becomes a TiDAR model."""
+MOST_CHANNELS, MOST_LAYERS, MOST_HEADS, MOST_POSITIONS = 2**20, 10_000, 2**16, 2**31 - 1
+"""Sizes that no network reaches, so that a slip of the finger is found before memory is asked for."""
 
 
 @settings
@@ -52,10 +54,22 @@ class ModelSettings:
     """Type of the weights; mixed precision is `training.precision`."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            at_least(1, **{name: getattr(self, name)})
-        at_least(1, num_key_value_heads=self.num_key_value_heads)
-        at_least(2, max_position_embeddings=self.max_position_embeddings)
+        is_true(
+            self.from_pretrained is None or bool(self.from_pretrained.strip()),
+            "from_pretrained must name a folder, run or hub id, got an empty text. Leave it out for a new network.",
+        )
+        channels = {"hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size}
+        heads = {
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+        }
+        at_least(1, num_hidden_layers=self.num_hidden_layers, **channels, **heads)
+        at_least(2, head_dim=self.head_dim, max_position_embeddings=self.max_position_embeddings)
+        at_most(MOST_CHANNELS, head_dim=self.head_dim, **channels)
+        at_most(MOST_LAYERS, num_hidden_layers=self.num_hidden_layers)
+        at_most(MOST_HEADS, **heads)
+        at_most(MOST_POSITIONS, max_position_embeddings=self.max_position_embeddings)
+        in_range(1, 1e12, rope_theta=self.rope_theta)
         in_range(0, 10, initializer_range=self.initializer_range)
         is_true(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -66,6 +80,12 @@ class ModelSettings:
             self.head_dim is not None or self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
             f"got {self.hidden_size}. Change one of them, or set head_dim.",
+        )
+        width = self.head_dim or self.hidden_size // self.num_attention_heads
+        is_true(
+            width % 2 == 0,
+            f"head_dim must be even, for the rotary encoding turns pairs of channels, got {width}"
+            + ("." if self.head_dim else f" (hidden_size {self.hidden_size} / {self.num_attention_heads} heads)."),
         )
 
 

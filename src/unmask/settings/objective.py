@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.checks import at_least, at_most, in_range, is_true
 from unmask.settings.curricula import Curriculum, check_shares
-from unmask.settings.model import ScheduleName
+from unmask.settings.model import MOST_POSITIONS, ScheduleName
 from unmask.settings.tidar import DEFAULT_CLEAN_RATIO, TIDAR_ONLY, check_tidar
 from unmask.settings.typed import settings
 
@@ -101,7 +101,9 @@ class ObjectiveSettings:
 
     def __post_init__(self) -> None:
         at_least(1, block_length=self.block_length)
+        at_most(MOST_POSITIONS, block_length=self.block_length)
         at_least(1e-6, schedule_power=self.schedule_power, time_epsilon=self.time_epsilon)
+        at_most(1e6, schedule_power=self.schedule_power)
         in_range(0, 0.5, time_epsilon=self.time_epsilon)
         in_range(0, 1, random_length_probability=self.random_length_probability)
         in_range(0, 0.99, input_mask_ratio=self.input_mask_ratio)
@@ -161,6 +163,7 @@ class ObjectiveSettings:
         check_shares("block_curriculum", self.block_curriculum)
         lengths = [length for _, length in self.block_curriculum]
         at_least(1, block_curriculum=min(lengths, default=None))
+        at_most(MOST_POSITIONS, block_curriculum=max(lengths, default=None))
         is_true(
             self.block_length is None or not lengths or self.block_length == lengths[-1],
             f"block_length must be the curriculum's last one ({lengths[-1:]}), got {self.block_length}. Leave it out.",

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import field
 
 from unmask.settings.adapter import AdapterSettings
-from unmask.settings.checks import is_true
 from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.model import ModelSettings
-from unmask.settings.naming import check_name
 from unmask.settings.objective import ObjectiveSettings
+from unmask.settings.recipe_checks import check_run, check_stage
 from unmask.settings.training import TrainingSettings
 from unmask.settings.typed import settings
 
@@ -31,7 +30,7 @@ class RunSettings:
     """Seed of weights, data order and corruption."""
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_run(self)
 
 
 @settings
@@ -54,11 +53,7 @@ class StageSettings:
     """How the samples in the run folder are generated."""
 
     def __post_init__(self) -> None:
-        is_true(
-            self.data.format == "text" or self.objective.random_length_probability == 0,
-            "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
-            f"with data.format={self.data.format}.",
-        )
+        check_stage(self)
 
 
 @settings
@@ -66,5 +61,5 @@ class Recipe(StageSettings, RunSettings):
     """One training run."""
 
     def __post_init__(self) -> None:
-        StageSettings.__post_init__(self)
-        RunSettings.__post_init__(self)
+        check_run(self)
+        check_stage(self)

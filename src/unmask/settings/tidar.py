@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unmask.settings.checks import at_least, in_range, is_true
+from unmask.settings.checks import at_least, at_most, in_range, is_true
 from unmask.settings.curricula import Curriculum, check_shares
+from unmask.settings.model import MOST_POSITIONS
 
 if TYPE_CHECKING:
     from unmask.settings.objective import ObjectiveSettings
 
 DEFAULT_CLEAN_RATIO = 0.5
+_MOST_WEIGHT = 1e6
 TIDAR_ONLY = (
     "tidar_layout",
     "clean_ratio",
@@ -58,6 +60,7 @@ def _check_layout(settings: ObjectiveSettings) -> None:
     )
     is_true(len(named) < 2, f"Give one of {', '.join(told)}, got {' and '.join(named)}.")
     at_least(1, tail_blocks=settings.tail_blocks)
+    at_most(MOST_POSITIONS, tail_blocks=settings.tail_blocks)
     low, high = settings.clean_ratio_range or (settings.clean_ratio, settings.clean_ratio)
     shares = [low, high, *(value for _, value in settings.clean_ratio_curriculum)]
     is_true(
@@ -99,7 +102,9 @@ def _check_weights(settings: ObjectiveSettings) -> None:
         fixed, curriculum = getattr(settings, name), getattr(settings, f"{name}_curriculum")
         is_true(fixed == 1 or not curriculum, f"Give either {name} or {name}_curriculum, got both.")
         check_shares(f"{name}_curriculum", curriculum)
-        at_least(0, **{name: fixed, f"{name}_curriculum": min((value for _, value in curriculum), default=None)})
+        values = [value for _, value in curriculum]
+        at_least(0, **{name: fixed, f"{name}_curriculum": min(values, default=None)})
+        at_most(_MOST_WEIGHT, **{name: fixed, f"{name}_curriculum": max(values, default=None)})
     ar, diffusion = settings.ar_loss_weight_curriculum, settings.diffusion_loss_weight_curriculum
     for share in {0.0, *(start for start, _ in (*ar, *diffusion))}:
         is_true(
@@ -115,6 +120,8 @@ def _from(curriculum: Curriculum, otherwise: float, share: float) -> float:
 def _check_teacher(settings: ObjectiveSettings) -> None:
     weight, temperature = settings.distillation_weight, settings.distillation_temperature
     at_least(0, distillation_weight=weight)
+    at_most(_MOST_WEIGHT, distillation_weight=weight, distillation_temperature=temperature)
+    is_true(settings.teacher != "", "teacher must name a folder, run or hub id, got an empty text. Leave it out.")
     is_true(
         (settings.teacher is not None) == (weight > 0),
         f"teacher and distillation_weight belong together, got teacher={settings.teacher} and "

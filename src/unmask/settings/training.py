@@ -111,6 +111,11 @@ class TrainingSettings:
         at_least(1, loss_chunk_rows=self.loss_chunk_rows)
         at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)
         at_least(0, weight_decay=self.weight_decay)
+        is_true(
+            all(0 <= beta < 1 for beta in self.adam_betas),
+            f"adam_betas must be two shares from 0 to below 1, got {list(self.adam_betas)}. Example: [0.9, 0.95]",
+        )
+        is_true(self.adam_epsilon > 0, f"adam_epsilon must be above 0, got {self.adam_epsilon}.")
         in_range(0, 1, min_lr_ratio=self.min_lr_ratio, decay_fraction=self.decay_fraction)
         in_range(0, 1, warmup_ratio=self.warmup_ratio)
         is_true(

@@ -9,6 +9,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from unmask.reports.replay import printable
+
+
+class _Console(Console):
+    """A console whose reader may go away, as `| head` does: the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from here on."""
+        self.quiet = True
+
 
 class TrainingConsole:
     """Progress of a run: step, share, loss, learning rate, gradient norm, tokens/s, MFU, memory, time left.
@@ -21,7 +31,7 @@ class TrainingConsole:
 
     def __init__(self, total: int, *, start: int, enabled: bool) -> None:
         self.total, self.start = total, start
-        self.console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self.console = _Console(stderr=True, quiet=not enabled, highlight=False)
         self._began = time.monotonic()
         self._live: Live | None = None
         if enabled and self.console.is_terminal:
@@ -34,16 +44,23 @@ class TrainingConsole:
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         else:
-            self.console.print(line, soft_wrap=True)
+            self._print(line)
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self._print(text)
 
     def close(self) -> None:
         """Leave the terminal as it was, with the last line on it."""
         if self._live is not None:
             self._live.stop()
+
+    def _print(self, text: str) -> None:
+        """Print a line; a log that cannot be written does not end the run."""
+        try:
+            self.console.print(Text(printable(text)), soft_wrap=True)
+        except OSError:
+            self.console.quiet = True
 
     def _line(self, record: dict[str, Any]) -> str:
         step = record["step"]
