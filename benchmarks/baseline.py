@@ -4,7 +4,8 @@ Full logits, a dense 4-D mask through the stock SDPA path (without a mask the st
 and gradient clipping as they come. Training is LLaDA's loss (arXiv 2502.09992, equation 3), decoding its published
 fixed-length sampler (`generate.py`) with one block, at temperature 0, in the order of its own operations; with a cache,
 Fast-dLLM's samplers (arXiv 2505.22618) over blocks, on the stock cache. Block diffusion is trained on [noisy | clean]
-(BD3-LM, arXiv 2503.09573) and decoded with SDAR's sampler (arXiv 2510.06303).
+(BD3-LM, arXiv 2503.09573) and decoded with SDAR's sampler (arXiv 2510.06303). The cache is passed by its position among
+the arguments, because its name differs between the versions of `transformers`.
 Shapes: B rows, L length, P prompt, Q window, V vocabulary.
 """
 
@@ -117,7 +118,7 @@ def decode_cached(
     for start in range(prompt, prompt + new_tokens, block_length):
         stop = start + block_length
         kept = DynamicCache() if cache == "prefix" else ReplacingCache(network.config.num_hidden_layers)
-        full = network(input_ids=canvas_BL, attention_mask=everything(canvas_BL), past_key_values=kept, use_cache=True)
+        full = network(canvas_BL, everything(canvas_BL), None, kept, use_cache=True)
         reveal_best(canvas_BL, full.logits, slice(start, stop), mask_token_id)
         window = slice(start, stop if cache == "dual" else canvas_BL.shape[1])
         if isinstance(kept, ReplacingCache):
@@ -127,13 +128,7 @@ def decode_cached(
         positions_BQ = torch.arange(window.start, window.stop).expand(batch, -1)
         mask = torch.ones(batch, 1, positions_BQ.shape[1], canvas_BL.shape[1], dtype=torch.bool)
         for _step in range(block_length - 1):
-            logits_BQV = network(
-                input_ids=canvas_BL[:, window],
-                attention_mask=mask,
-                position_ids=positions_BQ,
-                past_key_values=kept,
-                use_cache=True,
-            ).logits
+            logits_BQV = network(canvas_BL[:, window], mask, positions_BQ, kept, use_cache=True).logits
             if cache == "prefix":
                 kept.crop(start - canvas_BL.shape[1])
             block = logits_BQV[:, :block_length]
@@ -155,13 +150,7 @@ def decode_blocks(
     def evaluate(start: int, stop: int) -> Tensor:
         mask = (number_L[None, :stop] <= number_L[start:stop, None]).expand(batch, 1, -1, -1)
         positions_BQ = torch.arange(start, stop).expand(batch, -1)
-        return network(
-            input_ids=text_BL[:, start:stop],
-            attention_mask=mask,
-            position_ids=positions_BQ,
-            past_key_values=kept,
-            use_cache=True,
-        ).logits
+        return network(text_BL[:, start:stop], mask, positions_BQ, kept, use_cache=True).logits
 
     evaluate(0, prompt)
     for start in range(prompt, prompt + new_tokens, block_length):

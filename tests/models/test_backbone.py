@@ -117,6 +117,19 @@ def test_both_back_ends_decode_the_same_behind_a_ragged_cache() -> None:
     assert (hidden[0] - hidden[1]).abs().max() < 1e-10
 
 
+@every_family
+def test_layers_get_no_argument_whose_name_transformers_changes(family: str) -> None:
+    """Stock layers call their cache `past_key_values` before version 5.24 and `cache` from then on."""
+    model, given = backbone(family), []
+    for layer in model.decoder.layers:  # type: ignore[union-attr]
+        layer.register_forward_pre_hook(lambda _, args, named: given.append(set(named)), with_kwargs=True)
+    cache, ids_BL = model.new_cache(1), random_ids(1, 6)
+    with torch.no_grad():
+        model.extend(ids_BL[:, :4], attention.causal(one_document(4)), cache)
+        model.extend(ids_BL[:, 4:], attention.block_step(cache.length_B, 2, 2), cache)
+    assert given == 4 * [{"attention_mask", "position_ids", "position_embeddings", "unmask_cache"}]
+
+
 @pytest.mark.parametrize(
     ("mask", "named"),
     [

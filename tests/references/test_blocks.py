@@ -298,8 +298,7 @@ def published(model: Any, prompt: list[int], count: int, block_length: int, step
         nonlocal forwards
         forwards += 1
         positions = torch.arange(start, start + len(ids))[None]
-        options = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
-        return model(torch.tensor([ids]), attention_mask=sees, **options).logits[0]
+        return model(torch.tensor([ids]), sees, positions, cache, use_cache=True).logits[0]
 
     if full:
         mask = block_decode(list(range(full)), list(range(full)), block_length)

@@ -41,19 +41,14 @@ def test_stale_keys_equal_a_stock_cache(family: str) -> None:
     model = stock(family)
     network = transformer.network_of(model)
     full = DynamicCache(config=model.config)
-    model(torch.tensor([IDS]), attention_mask=everything(9, 9), past_key_values=full, use_cache=True)
+    model(torch.tensor([IDS]), everything(9, 9), None, full, use_cache=True)
     prefix = DynamicCache(config=model.config)
     stored: list[Any] = list(full.layers)
     for index, layer in enumerate(stored):
         prefix.update(layer.keys[:, :, :4], layer.values[:, :, :4], index)
     changed = [2, 2, 12, 0, 6]
-    expected = model(
-        torch.tensor([changed]),
-        attention_mask=everything(5, 9),
-        position_ids=torch.arange(4, 9)[None],
-        past_key_values=prefix,
-        use_cache=True,
-    ).logits[0]
+    positions = torch.arange(4, 9)[None]
+    expected = model(torch.tensor([changed]), everything(5, 9), positions, prefix, use_cache=True).logits[0]
     layers = network(IDS, list(range(9)), None).layers
     for (key, value), layer in zip(layers, stored, strict=True):
         assert (key - layer.keys[0].transpose(0, 1)).abs().max() < SAME

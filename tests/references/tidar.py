@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from tests.references.candidates import argmax, keep_top_k, keep_top_p, softmax
 from unmask import noise
@@ -63,7 +64,8 @@ class Stock:
     def keys_values(self, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [H, L, D] of every layer in a causal pass."""
         with torch.no_grad():
-            cache = self.network(torch.tensor([list(ids)]), use_cache=True).past_key_values
+            cache = DynamicCache(config=self.network.config)
+            self.network(torch.tensor([list(ids)]), None, None, cache, use_cache=True)
         return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     def next_logits(self, ids_NL: Sequence[Sequence[int]], law: Law) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION_NAME = "unmask"
+CACHE_KEYWORD = "unmask_cache"
+"""How the cache reaches `unmask_attention`: stock layers hand unknown keywords down, and rename their own for it."""
 Mask = Tensor | BlockMask | None
 AttentionBackend = Literal["dense", "flex"]
 
@@ -123,7 +125,9 @@ class Backbone(nn.Module):
         the others.
         """
         _check_mask(mask)
-        reading = {} if read_R is None else {KEYWORD: read_R}
+        extra: dict[str, Any] = {} if read_R is None else {KEYWORD: read_R}
+        if cache is not None:
+            extra[CACHE_KEYWORD] = cache
         hidden_BLD = self.decoder.embed_tokens(ids_BL)  # type: ignore[operator]
         rotation = self._rotation(hidden_BLD, position_ids_BL)
         return self._through_layers(
@@ -131,9 +135,7 @@ class Backbone(nn.Module):
             attention_mask=mask,
             position_ids=position_ids_BL,
             position_embeddings=rotation,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **reading,
+            **extra,
         )
 
     def _through_layers(self, hidden_BLD: Tensor, **inputs: Any) -> Tensor:
@@ -192,23 +194,27 @@ def unmask_attention(
     attention_mask: Mask,
     scaling: float | None = None,
     dropout: float = 0.0,
+    unmask_cache: KVCache | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention under our rule, with the signature that `transformers` expects.
 
     Args:
-        module: the attention module (unused).
+        module: the attention module, which knows the number of its layer.
         query: [B, H, Q, D].
-        key: [B, Hkv, K, D], where Hkv divides H.
+        key: [B, Hkv, K, D], where Hkv divides H; with a cache, the new tokens' only.
         value: [B, Hkv, K, D].
         attention_mask: None, bool [B or 1, 1, Q, K] or a BlockMask.
         scaling: factor on the scores.
         dropout: probability of dropping an attention weight.
+        unmask_cache: takes the new keys and values, and returns them among the stored ones.
 
     Returns:
         [B, Q, H, D] and no weights.
     """
     _check_mask(attention_mask)
+    if unmask_cache is not None:
+        key, value = unmask_cache.update(key, value, cast(int, module.layer_idx))
     if isinstance(attention_mask, BlockMask):
         # Under autocast the norms of queries and keys return float32, which FlexAttention does not cast.
         query, key = query.to(value.dtype), key.to(value.dtype)
