@@ -162,8 +162,8 @@ def _text_of(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise SettingsError(
-            f"{file} is not valid YAML: it is not UTF-8, line {line} has the byte 0x{content[error.start]:02x}. Save it as "
-            "UTF-8."
+            f"{file} is not valid YAML: it is not UTF-8, line {line} has the byte 0x{content[error.start]:02x}. Save "
+            "it as UTF-8."
         ) from None
 
 
