@@ -69,7 +69,7 @@ def test_what_is_frozen_is_not_optimised() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.05, 0.5, 0.9, 0.999])
 def test_the_average_starts_warm_and_reaches_its_decay(decay: float) -> None:
-    """Step s keeps min(decay, (1 + s) / (10 + s)) of the average: a tenth at first, so the random start is forgotten."""
+    """Step s keeps min(decay, (1 + s) / (10 + s)) of the average: a tenth at first, to forget the random start soon."""
     weight = torch.nn.Parameter(torch.tensor([4.0, -2.0], dtype=torch.float64))
     average = WeightAverage([("w", weight)], decay)
     expected = weight.detach().clone()
