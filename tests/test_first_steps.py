@@ -1,14 +1,13 @@
 """A newcomer's first ten minutes, run as they are in a copy of the clone, at the tiny scale."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from unmask.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "first_steps.sh"
@@ -38,8 +37,8 @@ def test_the_first_steps_lead_from_three_sources_to_three_models(tmp_path: Path)
         assert (folder / name / "final" / "model.safetensors").is_file(), name
         assert f"{name}\t" in done.stdout, "the list of runs has it"
     assert done.stdout.count("\tfinished") == 3
-    assert "Stopped and saved" in done.stderr and "resumed from" in done.stderr
-    assert len(RunFolder(folder / "book").saved_steps()) == 2, "where it was stopped, and its end"
+    resumed = re.search(r"resumed from .*/book/checkpoints/step-\d+ at step (\d+)", done.stderr)
+    assert "Stopped and saved" in done.stderr and resumed is not None and 10 <= int(resumed[1]) < 200
     assert "The statement" in done.stdout and " is executed." in done.stdout and "Return a" in done.stdout
     assert done.stderr.count("\n$ ") >= 10, "every command is shown"
 
