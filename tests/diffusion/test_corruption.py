@@ -156,6 +156,17 @@ def test_random_lengths_are_rare_uniform_and_shared_by_the_step() -> None:
     assert at_random_length(rows(2, 16), ObjectiveSettings(), seed=0).ids_BL.shape[1] == 16
 
 
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_random_length_is_each_of_1_to_l_equally_often(length: int) -> None:
+    chosen, steps = ObjectiveSettings(random_length_probability=1.0), 3000
+    drawn = [at_random_length(rows(1, length, step=step), chosen, seed=3).ids_BL.shape[1] for step in range(steps)]
+    share = 1 / length
+    spread = (share * (1 - share) / steps) ** 0.5
+    assert {*drawn} == {*range(1, length + 1)}
+    for each in range(1, length + 1):
+        assert drawn.count(each) / steps == pytest.approx(share, abs=5 * spread), each
+
+
 def test_one_time_per_block_is_refused_for_masked_diffusion() -> None:
     with pytest.raises(ValueError, match="no bound"):
         ObjectiveSettings(t_granularity="block")
