@@ -260,7 +260,9 @@ def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
     """Final model, samples and curves."""
     relink(run)
     final = checkpoints.write_final(run, model_card(recipe, run))
-    write_text(run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final), text))
+    write_text(
+        run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final).optimize_for_inference(), text)
+    )
     if importlib.util.find_spec("matplotlib") is None:
         print('The curves were not drawn: pip install "unmask[plots]" for that.', file=sys.stderr)
         return

@@ -27,6 +27,7 @@ from unmask.errors import NonFiniteError
 from unmask.evaluation.likelihood import Likelihood, evaluate
 from unmask.models import loading
 from unmask.models.loading import Checkpoint
+from unmask.models.tied import named_once
 from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 from unmask.objectives.methods import objective
@@ -36,7 +37,7 @@ from unmask.training import checkpoint as checkpoints
 from unmask.training.branches import with_best_that_is_there
 from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.console import TrainingConsole
-from unmask.training.distributed import summed
+from unmask.training.distributed import is_sharded, summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
 from unmask.training.measurements import Measurements
 from unmask.training.module import TrainingModule
@@ -281,15 +282,19 @@ class Trainer:
         return True
 
     def held_out_likelihood(self, text: Rows) -> Likelihood:
-        """Likelihood of the averaged weights where there are any, else of the weights; every process computes it."""
-        self.module.eval()
+        """Likelihood of the weights that a checkpoint would hold, the averaged ones where there are any, in their own
+        type, as whoever opens it computes it; every process computes it."""
+        # Sharded weights need their wrapper, with its precision; else that is for training alone.
+        bare = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows)
+        losses = self.module if is_sharded(self.accelerator) else bare
+        averaged = contextlib.nullcontext()
         if self.average is not None:
-            self.average.swap(self._named_parameters())
+            averaged = self.average.in_place(self._named_parameters())
+        self.module.eval()
         try:
-            return evaluate(self.backbone, text, self.recipe.evaluation, losses=self.module)
+            with averaged:
+                return evaluate(self.backbone, text, self.recipe.evaluation, losses=losses)
         finally:
-            if self.average is not None:
-                self.average.swap(self._named_parameters())
             self.module.train()
 
     def _epoch_ends(self, step: int) -> bool:
@@ -305,6 +310,7 @@ class Trainer:
         prefix = "backbone.network."
         gathered = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.module))
         weights = {name.partition(prefix)[2]: value for name, value in gathered.items()}
+        weights = named_once(self.backbone.network, weights)
         tensors = {"optimizer": state}
         if self.average is not None:
             tensors |= {"weights": {name: weights[name] for name in self.average.weights}}
