@@ -8,6 +8,7 @@ after a kill in the middle moves the rest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import replace
@@ -17,7 +18,7 @@ from unmask.errors import CheckpointError
 from unmask.runs import RunFolder
 from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.records import split_metrics
-from unmask.writing import write_text
+from unmask.writing import remove_leftovers, write_text
 
 _FILE = "branch.json"
 
@@ -59,17 +60,23 @@ def finish_moves(run: RunFolder) -> None:
     Raises:
         CheckpointError: a branch does not say what belongs to it.
     """
-    for file in sorted(run.branches.glob(f"*/{_FILE}")):
+    for folder in sorted(run.branches.glob("*")):
+        remove_leftovers(folder)
+        file = folder / _FILE
+        if not file.is_file():
+            with contextlib.suppress(OSError):  # it holds something, which is not ours
+                folder.rmdir()
+            continue
         try:
             entry = json.loads(file.read_text(encoding="utf-8"))
             is_moved, step, later = bool(entry["is_moved"]), int(entry["after_step"]), [*map(int, entry["checkpoints"])]
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}), so it is not known which checkpoints belong to that branch. Move the "
-                f"folder {file.parent} out of the run."
+                f"folder {folder} out of the run."
             ) from None
         if not is_moved:
-            _move(run, file.parent, step, later)
+            _move(run, folder, step, later)
 
 
 def _move(run: RunFolder, folder: Path, step: int, later: list[int]) -> None:
