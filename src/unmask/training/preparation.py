@@ -30,6 +30,7 @@ from unmask.settings.data import DataSettings, PadMode
 from unmask.settings.model import DEFAULT_BLOCK_LENGTH
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
+from unmask.writing import write_json, written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +107,8 @@ def prepare_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
         key = _key(part.sources.fingerprint(), part.fraction, data.vocabulary_size, *limit)
         kept = folder / f"bpe-{key}"
         if not (kept / "tokenizer.json").is_file():
-            _trained_bpe(part, data).save_pretrained(kept)
+            with written_folder(kept) as partial:
+                _trained_bpe(part, data).save_pretrained(partial)
         tokenizer = load_tokenizer(kept)
     else:
         tokenizer = load_tokenizer(name)
@@ -272,7 +274,7 @@ def _tokenized(
         refused = _write(part, data, tokenizer, kept)
         # Both parts of one source meet the same unreadable rows: those count once.
         unreadable = 0 if part.is_held_out else part.sources.skipped
-        facts.write_text(json.dumps(unreadable + refused), encoding="utf-8")
+        write_json(facts, unreadable + refused)
     return TokenizedText.open(kept), int(json.loads(facts.read_text(encoding="utf-8")))
 
 
