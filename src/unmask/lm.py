@@ -29,6 +29,7 @@ from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import cpu_linear, loading
 from unmask.models.backbone import AttentionBackend, Backbone
+from unmask.models.folders import written_model
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
 from unmask.models.tokenizers import decode
@@ -37,7 +38,6 @@ from unmask.runs import locate
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.objective import ObjectiveSettings
-from unmask.writing import written_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,8 +117,14 @@ class DiffusionLM:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained`, and plain `transformers`, open."""
-        with written_folder(Path(folder)) as partial:
+        """Write a folder that `from_pretrained`, and plain `transformers`, open.
+
+        What else is in the folder stays; a model of ours that is there is replaced.
+
+        Raises:
+            CheckpointError: the folder is a file, or holds a model that Unmask did not write.
+        """
+        with written_model(Path(folder)) as partial:
             loading.save(self.checkpoint, partial)
 
     def to(self, device: torch.device | str) -> DiffusionLM:

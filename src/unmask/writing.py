@@ -74,11 +74,11 @@ def written_file(path: Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         if error.filename != str(temporary):
             raise
@@ -122,17 +122,18 @@ def written_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
     """Put a folder with all that is in it onto the disk."""
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
-            _flush(path)
+            flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

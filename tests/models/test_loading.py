@@ -162,8 +162,8 @@ def test_a_sliding_window_without_layer_types_is_refused_by_name(tmp_path: Path)
         ({"method": "masked_diffusion"}, "lacks vocabulary_size"),
         ({"method": "masked", "vocabulary_size": 40}, "unknown method `masked`"),
         ({"method": "masked_diffusion", "vocabulary_size": 41, "mask_token_id": 3}, "vocabulary_size 41"),
-        ({"method": "masked_diffusion", "vocabulary_size": 40, "mask_token_id": 40}, "mask_token_id 40"),
-        ({"method": "masked_diffusion", "vocabulary_size": 40, "mask_token_id": -1}, "mask_token_id -1"),
+        ({"method": "masked_diffusion", "vocabulary_size": 40, "mask_token_id": 40}, "mask_token_id: 40"),
+        ({"method": "masked_diffusion", "vocabulary_size": 40, "mask_token_id": -1}, "mask_token_id: -1"),
     ],
     ids=["unknown key", "missing key", "method", "vocabulary", "mask beyond", "negative mask"],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.analysis.attention_maps import AttentionMap
+from unmask.writing import written_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,5 +98,5 @@ def _grid(axes: Axes, rows: int, columns: int) -> None:
 
 
 def _save(figure: object, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=_DOTS)  # type: ignore[attr-defined]
+    with written_file(file) as temporary:
+        figure.savefig(temporary, dpi=_DOTS)  # type: ignore[attr-defined]

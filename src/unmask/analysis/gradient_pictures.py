@@ -16,6 +16,7 @@ import numpy as np
 
 from unmask.analysis.gradient_history import LEVELS, RATIOS, ROLLING, Floats, History, Matrix
 from unmask.analysis.tables import write_table
+from unmask.writing import written_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,10 +60,10 @@ def draw(found: History, made: tuple[Matrix, Matrix, Matrix, Matrix], folder: Pa
         _health(health, found),
         _dashboard(summary, health, found),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{one.name}.png" for one in made]
     for figure, file in zip(figures, files, strict=True):
-        figure.savefig(file, dpi=_DOTS)
+        with written_file(file) as temporary:
+            figure.savefig(temporary, dpi=_DOTS)
     return files
 
 

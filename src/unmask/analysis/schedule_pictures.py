@@ -15,6 +15,7 @@ from unmask.analysis.information_profile import Profile
 from unmask.analysis.schedule_generation import Generation
 from unmask.analysis.schedules import OPTIMUM, Analysis, Conformance, Scored, isotonic
 from unmask.analysis.tables import write_table
+from unmask.writing import written_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +64,8 @@ def draw(profile: Profile, found: Analysis, file: Path) -> None:
         axes.grid(color="#e3e3e3", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=_DOTS)
+    with written_file(file) as temporary:
+        figure.savefig(temporary, dpi=_DOTS)
 
 
 def _draw_profile(axes: Axes, profile: Profile) -> None:

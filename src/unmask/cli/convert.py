@@ -10,11 +10,11 @@ from typing import get_args
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import show
 from unmask.errors import CheckpointError, SettingsError, nearest
+from unmask.models.folders import check_new, written_model
 from unmask.models.published.registry import TARGETS, target_format
 from unmask.runs import locate
 from unmask.settings.model import Dtype, Method
 from unmask.settings.objective import ObjectiveSettings
-from unmask.writing import written_folder
 
 _EXAMPLES = """\
   unmask convert GSAI-ML/LLaDA-8B-Instruct models/llada              # theirs -> ours, which plain transformers opens
@@ -60,8 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     _check_options(parsed.to, parsed.dtype, parsed.max_shard_size)
     _check_code(parsed.to, parsed.remote_code)
     objective = _objective(parsed.to, parsed.block_length)
-    if target.exists():
-        raise CheckpointError(f"{target} exists already. Name another folder, or remove it: rm -r {target}")
+    check_new(target)
     quiet_libraries()
     from unmask.models import loading
     from unmask.models.published.writing import save_published
@@ -72,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     if objective is not None:
         _check_causal(checkpoint.backbone.diffusion.method, parsed.source)
         checkpoint = loading.adapted(checkpoint, objective)
-    with written_folder(target) as partial:
+    with written_model(target) as partial:
         if parsed.to in (_OURS, _TIDAR):
             loading.save(checkpoint, partial, max_shard_size=parsed.max_shard_size)
         else:

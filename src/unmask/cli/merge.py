@@ -8,6 +8,7 @@ from pathlib import Path
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import note, show
 from unmask.errors import CheckpointError
+from unmask.models.folders import check_new, written_model
 
 _EXAMPLES = """\
   unmask merge runs/stories-lora merged                 # a run's adapter and its base -> one model folder
@@ -29,12 +30,10 @@ def run(arguments: Sequence[str]) -> int:
     )
     parsed = options.parse_args(list(arguments))
     out = Path(parsed.out)
-    if out.exists():
-        raise CheckpointError(f"{out} exists already. Name another folder, or remove it: rm -r {out}")
+    check_new(out)
     quiet_libraries()
     from unmask.models import adapters, loading
     from unmask.runs import locate
-    from unmask.writing import written_folder
 
     name = locate(parsed.adapter)
     saved = adapters.find(name)
@@ -46,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{saved.base}, so its predictions differ a little from those in training.",
         )
     checkpoint = adapters.merged(loading.load(name, dtype=parsed.dtype, device="cpu", quantize=None))
-    with written_folder(out) as partial:
+    with written_model(out) as partial:
         loading.save(checkpoint, partial)
     show(out)
     return 0

@@ -12,27 +12,28 @@ the base was loaded. It is not called `config.json`, because `transformers` woul
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import CheckpointError, SettingsError, nearest, require
-from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, read_json
+from unmask.models.files import fetched
+from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, refuse_missing
+from unmask.models.json_files import is_plain_file, read_json
 from unmask.models.quantization import is_quantized
+from unmask.models.source import entry_of
 from unmask.noise import Purpose
 from unmask.runs import ADAPTER_FILE
 from unmask.settings.adapter import AdapterSettings, Quantization
 from unmask.settings.model import DiffusionConfig
+from unmask.writing import write_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -129,25 +130,29 @@ def take_up(backbone: Backbone, settings: AdapterSettings, *, source: str) -> No
 
 
 def find(name: str | Path) -> SavedAdapter | None:
-    """What a folder or hub id says about its adapter; None if it holds none.
+    """What a folder or hub id says about its adapter; None if it holds none, or is out of reach.
 
     Raises:
         CheckpointError: it holds one that is damaged or of a kind that is not supported.
     """
-    path = _file(name, ADAPTER_FILE)
-    if path is None:
+    try:
+        folder = fetched(name)
+    except CheckpointError:
+        return None
+    path = folder / ADAPTER_FILE
+    entry = read_json(folder, ADAPTER_FILE)
+    if entry is None:
         return None
     require("peft", extra="peft", purpose=f"The adapter {name}")
     from peft import LoraConfig
 
-    facts_path = _file(name, FACTS_FILE)
-    entry, facts = (({} if one is None else read_json(one.parent, one.name)) or {} for one in (path, facts_path))
+    facts = read_json(folder, FACTS_FILE) or {}
     kind, saved = entry.get("peft_type"), facts.get("diffusion")
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(path.parent))) if kind == "LORA" else None
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    diffusion = None if saved is None else DiffusionConfig.from_dict(saved, source=str(facts_path))
+    diffusion = None if saved is None else entry_of(saved, str(folder / FACTS_FILE))
     rows = None if diffusion is None or diffusion.mask_token_id is None else [diffusion.mask_token_id]
     if config is None or config.modules_to_save or config.trainable_token_indices != rows:
         raise CheckpointError(
@@ -164,9 +169,11 @@ def restore(backbone: Backbone, saved: SavedAdapter) -> None:
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape; it is named.
     """
-    path = _file(saved.name, WEIGHTS_FILE)
-    if path is None:
-        raise CheckpointError(f"The adapter {saved.name} has no {WEIGHTS_FILE}. Copy it again.")
+    folder = fetched(saved.name, weights=True)
+    path = folder / WEIGHTS_FILE
+    if not is_plain_file(path):
+        refuse_missing(folder, WEIGHTS_FILE)
+    counted([path])
     try:
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -203,7 +210,7 @@ def save(backbone: Backbone, folder: Path, weights: Mapping[str, Tensor] | None 
         "dtype": str(backbone.network.dtype).removeprefix("torch."),
         "quantization": "nf4" if is_quantized(backbone.network) else None,
     }
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / FACTS_FILE, facts)
 
 
 def merged(checkpoint: Checkpoint) -> Checkpoint:
@@ -333,17 +340,6 @@ def _tensors(backbone: Backbone, weights: Mapping[str, Tensor] | None = None) ->
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
-
-
-def _file(name: str | Path, file: str) -> Path | None:
-    """A file of a folder or hub repository, or None."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
-    try:
-        return Path(hf_hub_download(str(name), file))
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
-        return None
 
 
 def _check_tensors(found: Mapping[str, torch.Size], wanted: Mapping[str, Any], saved: SavedAdapter) -> None:

@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
-from huggingface_hub import get_safetensors_metadata, snapshot_download
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub import constants, get_safetensors_metadata, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from unmask.errors import CheckpointError
-from unmask.models.headers import INDEX, StoredWeights, counted, read_json, weight_files
+from unmask.models.headers import WEIGHTS_FILE, StoredWeights, counted, weight_files, weight_map
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_GIVE = "Give a model folder, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
+_HTTP_ERROR = HfHubHTTPError.__bases__[0]  # that of whichever httpx huggingface_hub is built on
+_HUB_SECONDS, _SILENCE_SECONDS = 3, 60
+_PORTS = {"http": 80, "https": 443}
+_silences: dict[str, tuple[float, str | None]] = {}
+"""How long the hub may be silent before it counts as out of reach, for how long it then does, and since when."""
 TENSOR_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -32,18 +44,60 @@ def fetched(name: str | Path, *, weights: bool = False) -> Path:
     """
     if os.path.isdir(name):
         return Path(name)
-    try:
-        folder = Path(snapshot_download(str(name), allow_patterns=list(_SMALL)))
-        if weights:
-            shards = [file.name for file in weight_files(folder, must_exist=False)]
-            folder = Path(snapshot_download(str(name), allow_patterns=[*_SMALL, *shards]))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"There is no folder {name}, and its config.json was not found on the hub: {reason} Give a model folder, a "
-            "run folder, or a hub id such as Qwen/Qwen3-0.6B."
-        ) from None
+    folder = _snapshot(str(name), list(_SMALL))
+    if weights:
+        shards = [file.name for file in weight_files(folder, must_exist=False)]
+        folder = _snapshot(str(name), [*_SMALL, *shards, WEIGHTS_FILE])
     return folder
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path:
+    """The local copy of a hub repository's files, fetched if need be."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"There is no folder {name} with a config.json, and it is no hub id either: {error} {_GIVE}"
+        ) from None
+    silent = "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else _silence(constants.ENDPOINT)
+    # Asked, a hub that is out of reach is asked again and again for half a minute.
+    local = {"local_files_only": True} if silent else {}
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **local))
+    except (OSError, ValueError, _HTTP_ERROR) as error:
+        reason = " ".join(str(error).split())
+        if silent:
+            reason = f"it is not in the local cache, and {silent}."
+        raise CheckpointError(
+            f"There is no folder {name}, and its config.json was not found on the hub: {reason} {_GIVE}"
+        ) from None
+
+
+def _silence(endpoint: str) -> str | None:
+    """Why a hub cannot be asked, or None. Whoever names a proxy asks that one, which says so itself."""
+    known = _silences.get(endpoint)
+    if known is None or known[0] < time.monotonic() - _SILENCE_SECONDS:
+        place = urlsplit(endpoint)
+        reached = bool(getproxies()) or _connects(place.hostname or "", place.port or _PORTS.get(place.scheme, 443))
+        _silences[endpoint] = known = time.monotonic(), None if reached else f"{endpoint} cannot be reached"
+    return known[1]
+
+
+def _connects(host: str, port: int) -> bool:
+    """Whether a machine answers within `_HUB_SECONDS`; looking its name up may wait for longer, and is left alone."""
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_HUB_SECONDS).close()
+        except OSError:
+            return
+        answers.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS)
+    return bool(answers)
 
 
 @contextlib.contextmanager
@@ -66,7 +120,7 @@ def opened_tensors(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _check_promised(folder: Path, found: set[str]) -> None:
-    promised: dict[str, str] = (read_json(folder, INDEX) or {}).get("weight_map", {})
+    promised = weight_map(folder)
     lacking = sorted(name for name in promised if name not in found)
     if lacking:
         raise CheckpointError(

@@ -23,10 +23,12 @@ from unmask.models import adapters, quantization
 from unmask.models.adapters import SavedAdapter
 from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
 from unmask.models.families import FAMILIES
-from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.files import GENERATION_CONFIG, fetched
+from unmask.models.json_files import read_json
 from unmask.models.published.format import PublishedFormat
 from unmask.models.source import Source, read_source, weights_of
 from unmask.models.tied import named_once
+from unmask.models.tokenizer_files import has_tokenizer
 from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
@@ -35,8 +37,6 @@ from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-_TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _under_entry(base: Checkpoint, saved: SavedAdapter) -> Checkpoint:
         _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
     backbone.configure(entry)
     folder = fetched(saved.name)
-    return Checkpoint(backbone, load_tokenizer(folder) if _has_tokenizer(folder) else base.tokenizer)
+    return Checkpoint(backbone, load_tokenizer(folder) if has_tokenizer(folder) else base.tokenizer)
 
 
 def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype:
@@ -272,7 +272,7 @@ def _resolved(dtype: torch.dtype | str, config: PreTrainedConfig) -> torch.dtype
 
 
 def _assembled(source: Source, network: PreTrainedModel, attention_backend: AttentionBackend) -> Checkpoint:
-    tokenizer = load_tokenizer(source.folder) if _has_tokenizer(source.folder) else None
+    tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else None
     backbone = Backbone(network, _diffusion_entry(source, tokenizer), attention_backend=attention_backend)
     checkpoint = Checkpoint(backbone.eval(), tokenizer)
     if backbone.diffusion.method == "tidar" and backbone.diffusion.mask_token_id is None:
@@ -299,10 +299,6 @@ def _named(key: object, published: PublishedFormat | None) -> str:
     if published is not None:
         name = published.published_tensor(str(name))
     return f"{name} (file {tuple(shapes[0])}, model {tuple(shapes[1])})" if shapes else str(name)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
 def _diffusion_entry(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> DiffusionConfig:

@@ -7,7 +7,7 @@ names and keys the files use; and, when asked, the weights as `from_pretrained` 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, SettingsError
+from unmask.models.configurations import check_fits, check_not_quantized, check_sizes, check_stock
 from unmask.models.families import FAMILIES, Family, family_of
-from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors, read_json
+from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors
+from unmask.models.headers import counted, weight_files
+from unmask.models.json_files import read_json
 from unmask.models.published import experts
 from unmask.models.published.format import PublishedFormat
 from unmask.models.published.registry import FORMATS, published_format
+from unmask.settings.decoding import SamplingParams
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
@@ -64,14 +68,32 @@ def read_source(name: str | Path) -> Source:
     raw = read_json(folder, CONFIG)
     if raw is None:
         raise CheckpointError(f"{name} holds no {CONFIG}. {_GIVE}")
+    check_not_quantized(raw, str(name))
     published = published_format(raw, str(name))
     if published is not None:
         config, entry = published.read(raw, read_json(folder, GENERATION_CONFIG) or {}, str(name))
     else:
-        config = _stock_config(folder, str(name))
-        given = getattr(config, "diffusion", None)
-        entry = None if given is None else DiffusionConfig.from_dict(given, source=str(name))
-    return Source(str(name), folder, config, family_of(config, str(name)), entry, published)
+        check_stock(raw, folder, str(name))
+        config = _stock_config(folder, raw, str(name))
+        given = raw.get("diffusion")
+        entry = None if given is None else entry_of(given, str(name))
+    family = family_of(config, str(name))
+    check_sizes({field: getattr(config, field, None) for field in config.to_dict()}, str(name))
+    return Source(str(name), folder, config, family, entry, published)
+
+
+def entry_of(given: object, source: str) -> DiffusionConfig:
+    """The diffusion entry that a file holds, with its default decoding.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    entry = DiffusionConfig.from_dict(given, source=source)
+    try:
+        SamplingParams(**entry.decoding)
+    except (SettingsError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The default decoding in the `diffusion` entry of {source} is wrong: {error}") from None
+    return entry
 
 
 @contextlib.contextmanager
@@ -81,10 +103,19 @@ def weights_of(source: Source, dtype: torch.dtype | str) -> Iterator[dict[str, A
     Published tensors are handed over as slices under their stock names, so that each is read when its place in the
     network is filled, and no second copy of the weights exists. (`key_mapping=` would rename them back when saving.)
     """
+    folder = fetched(source.name, weights=True)
+    files = weight_files(folder)
+    stored = counted(files)
+    if stored.truncated:
+        raise CheckpointError(
+            f"{folder / stored.truncated[0]} cannot be loaded: it ends before its last tensor. Copy it again."
+        )
+    check_fits(source.config, stored, source.name)
     if source.published is None:
-        yield {"pretrained_model_name_or_path": source.name, "dtype": dtype}
+        # By name, so that nothing but safetensors files is ever opened; else pickled ones would stand in for them.
+        yield {"pretrained_model_name_or_path": folder, "dtype": dtype, "use_safetensors": True}
         return
-    with opened_tensors(fetched(source.name, weights=True)) as tensors:
+    with opened_tensors(folder) as tensors:
         if source.family.model_type == "qwen3_moe":
             experts.check(tensors, source.config, source.name)
         if dtype == "auto" and source.config.dtype is None:
@@ -93,14 +124,21 @@ def weights_of(source: Source, dtype: torch.dtype | str) -> Iterator[dict[str, A
         yield {"pretrained_model_name_or_path": None, "state_dict": renamed, "dtype": dtype}
 
 
-def _stock_config(folder: Path, name: str) -> PreTrainedConfig:
+def _stock_config(folder: Path, raw: Mapping[str, Any], name: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
+    if not isinstance(raw.get("model_type"), str):
+        raise CheckpointError(f"{name} has no model type in its {CONFIG}: {raw.get('model_type')!r}. {_GIVE}")
+    if raw.get("transformers_weights") is not None:
+        raise CheckpointError(
+            f"{name} names its weights itself (`transformers_weights: {raw['transformers_weights']}` in its {CONFIG}). "
+            "Take the key out, and call the file model.safetensors."
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The configuration of {name} contradicts itself: {reason}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"The model configuration of {name} is not supported: {reason} {_GIVE}") from None

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import CheckpointError, DataError
-from unmask.models.files import CONFIG, TOKENIZER_CONFIG, fetched, read_json
+from unmask.models.files import CONFIG, TOKENIZER_CONFIG, fetched
+from unmask.models.json_files import read_json
 from unmask.models.published.registry import FORMATS
+from unmask.models.tokenizer_files import check_tokenizer_files, damage
 from unmask.settings.model import DiffusionConfig
 
 if TYPE_CHECKING:
@@ -61,11 +63,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     import transformers
 
     folder = fetched(name)
+    check_tokenizer_files(folder)
     stock = getattr(transformers, _class_name(folder))
-    try:
+    with damage(name):
         tokenizer = stock.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"There is no usable tokenizer in {name}: {error}") from None
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name} has no fast backend, whose offsets count bytes. Convert it.")
     tokenizer.init_kwargs.pop("auto_map", None)  # what is saved is the stock class, and needs no remote code

@@ -6,6 +6,7 @@ not comparable in height, held-out bits per byte are. Needs matplotlib, imported
 """
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unmask.errors import ReportError
 from unmask.runs import MetricsLine, metrics_lines
+from unmask.writing import write_text, written_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,20 +117,21 @@ def loss_curves(series: Mapping[str, Path], output: Path) -> LossReport:
         raise ReportError("loss curves need at least one run, got none.")
     runs = {name: read_metrics(path) for name, path in series.items()}
     figure = _figure(runs)
-    output.mkdir(parents=True, exist_ok=True)
     report = LossReport(png=output / "loss.png", csv=output / "loss.csv")
     _write_csv(runs, report.csv)
-    figure.savefig(report.png, dpi=160)
+    with written_file(report.png) as file:
+        figure.savefig(file, dpi=160)
     return report
 
 
 def _write_csv(runs: Mapping[str, Records], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", "step", "metric", "value"))
-        for run, records in runs.items():
-            for step, metrics in records.items():
-                writer.writerows((run, step, name, metrics[name]) for name in METRICS if name in metrics)
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(("run", "step", "metric", "value"))
+    for run, records in runs.items():
+        for step, metrics in records.items():
+            writer.writerows((run, step, name, metrics[name]) for name in METRICS if name in metrics)
+    write_text(path, lines.getvalue())
 
 
 def _figure(runs: Mapping[str, Records]) -> "Figure":

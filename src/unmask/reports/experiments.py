@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from unmask import config
 from unmask.errors import CheckpointError, ReportError, SettingsError, UnmaskError
-from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, read_json, weight_files
+from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, weight_files
+from unmask.models.json_files import read_json
 from unmask.runs import ADAPTER_FILE, RunFolder, metrics_lines
 from unmask.settings.recipe import Recipe
 

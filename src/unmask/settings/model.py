@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from unmask.errors import CheckpointError, nearest
 from unmask.settings.checks import at_least, at_most, in_range, is_true
+from unmask.settings.entry_checks import problem
 from unmask.settings.typed import settings
 
 Method = Literal["autoregressive", "masked_diffusion", "block_diffusion", "tidar"]
@@ -130,8 +131,10 @@ class DiffusionConfig:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(entry: dict[str, Any], *, source: str) -> DiffusionConfig:
-        """Read the entry of `source`; an unknown or missing key is an error."""
+    def from_dict(entry: object, *, source: str) -> DiffusionConfig:
+        """Read the entry of `source`; an unknown or missing key and a value of another kind are errors."""
+        if not isinstance(entry, dict):
+            raise CheckpointError(f"The `diffusion` entry of {source} must be an object, got {type(entry).__name__}.")
         names = [one.name for one in dataclasses.fields(DiffusionConfig)]
         for name in entry:
             if name not in names:
@@ -142,9 +145,14 @@ class DiffusionConfig:
         missing = [name for name in ("method", "vocabulary_size") if name not in entry]
         if missing:
             raise CheckpointError(f"The `diffusion` entry of {source} lacks {', '.join(missing)}. Convert it again.")
-        if entry["method"] not in get_args(Method):
-            raise CheckpointError(
-                f"The `diffusion` entry of {source} has the unknown method `{entry['method']}`. "
-                f"{nearest(str(entry['method']), get_args(Method))}"
-            )
+        for name, allowed in (("method", get_args(Method)), ("schedule", get_args(ScheduleName))):
+            value = entry.get(name, allowed[0])
+            if value not in allowed:
+                raise CheckpointError(
+                    f"The `diffusion` entry of {source} has the unknown {name} `{value}`. "
+                    f"{nearest(str(value), allowed)}"
+                )
+        wrong = problem(entry)
+        if wrong is not None:
+            raise CheckpointError(f"The `diffusion` entry of {source} {wrong} Copy or convert the checkpoint again.")
         return DiffusionConfig(**entry)

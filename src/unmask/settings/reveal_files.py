@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from unmask.errors import SettingsError
 from unmask.settings.checks import is_true
+from unmask.writing import write_json
 
 SUFFIX = ".json"
 _FORM = '{"places": 8, "counts": {"2": [5, 3]}}'
@@ -65,8 +66,7 @@ class RevealFile:
     def write(self, file: Path, **about: Any) -> None:
         """Write the counts, and what else is to be known about them."""
         record = {"places": self.places, "counts": {str(steps): list(row) for steps, row in self.counts.items()}}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(record | about, indent=1) + "\n", encoding="utf-8")
+        write_json(file, record | about, indent=1)
 
 
 def is_file_name(schedule: str) -> bool:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import CheckpointError
+from unmask.models.folders import written_model
 from unmask.runs import STEP, RunFolder
-from unmask.writing import temporary_beside, written_folder
+from unmask.writing import temporary_beside, write_json, write_text
 
 STATE = "training"
 _ANOTHER = "Resume from another checkpoint of the run."
@@ -113,7 +114,7 @@ def write_state(folder: Path, progress: Progress, tensors: Mapping[str, Mapping[
     state.mkdir()
     for name, content in tensors.items():
         save_file({key: one.detach().cpu().contiguous() for key, one in content.items()}, state / f"{name}.safetensors")
-    (state / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+    write_json(state / "progress.json", asdict(progress))
 
 
 def read_progress(folder: Path) -> Progress:
@@ -237,7 +238,7 @@ def write_final(run: RunFolder, card: str) -> Path:
     """Make `final/` from the best checkpoint, or the latest one, with a model card."""
     source = run.checkpoint("best") or run.checkpoint("latest")
     assert source is not None, "a run saves at its last step"
-    with written_folder(run.final) as folder:
+    with written_model(run.final) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
     return run.final

@@ -158,9 +158,10 @@ def test_a_mask_token_that_is_none_of_its_own_is_refused(folder: Path, changes: 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "llada_moe"}, "LLaDA-MoE mixes experts"),
-        ({"model_type": "llada2_moe"}, "LLaDA2 is block diffusion"),
-        ({"architectures": ["LLaDAMoEModelLM"]}, "LLaDAMoEModelLM"),
+        ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2.x model (LLaDA2MoeModelLM"),
+        ({"model_type": "llada2_moe", "architectures": None}, "Glm4MoeForCausalLM of transformers has its network"),
+        ({"architectures": ["LLaDAMoEModelLM"]}, "LLaDA-MoE model (LLaDAMoEModelLM, model type `llada`)"),
+        ({"architectures": ["LLaDAMoEModelLM"]}, "Qwen3MoeForCausalLM of transformers has its network"),
     ],
 )
 def test_relatives_with_other_networks_are_refused_by_name(folder: Path, changes: dict[str, Any], named: str) -> None:

@@ -25,6 +25,7 @@ from unmask.models.published import experts
 from unmask.models.published.format import PublishedFormat
 from unmask.models.published.remote_code import code_files
 from unmask.models.tokenizers import limited
+from unmask.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -77,8 +78,8 @@ def save_published(
     if network.config.tie_word_embeddings:
         del tensors[written.published_tensor("lm_head.weight")]
     _save_tensors(tensors, folder, max_shard_size)
-    _write_json(folder / CONFIG, raw)
-    _write_json(folder / GENERATION_CONFIG, _generation_config(checkpoint))
+    write_json(folder / CONFIG, raw)
+    write_json(folder / GENERATION_CONFIG, _generation_config(checkpoint))
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder, written)
 
@@ -89,7 +90,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], folder: Path, max_shard_size: i
     for file, names in plan.filename_to_tensors.items():
         save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
-        _write_json(folder / SAFETENSORS_INDEX_FILE, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+        write_json(folder / SAFETENSORS_INDEX_FILE, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -156,8 +157,4 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, written: P
     said["tokenizer_class"] = written.tokenizer_class
     if isinstance(said.get("extra_special_tokens"), list):
         said["additional_special_tokens"] = said.pop("extra_special_tokens")
-    _write_json(file, said)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, said)
