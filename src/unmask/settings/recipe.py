@@ -49,6 +49,12 @@ class StageSettings:
     """How the samples in the run folder are generated."""
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "save_epochs"):
+            is_true(
+                not self.data.streaming or getattr(self.training, name) is None,
+                f"training.{name} counts passes over the text, and of a stream (data.streaming) nobody knows the "
+                "length. Set training.steps or training.save_steps.",
+            )
         is_true(
             self.data.format == "text" or self.objective.random_length_probability == 0,
             "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "
