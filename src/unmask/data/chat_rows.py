@@ -38,6 +38,7 @@ class ChatRows:
         description: how many rows of how many tokens there are, and what became of those that were too long.
         mean_length: tokens of a conversation on average.
         supervised_share: share of these tokens that are supervised.
+        groups: the first row of each source, and the number of all rows.
 
     Raises:
         DataError: a conversation is too long, or none is left.
@@ -60,6 +61,7 @@ class ChatRows:
         kept = fitted(text, context_length=context_length, over_long=over_long)
         self.dropped, self.cut, self.description = kept.dropped, kept.cut, kept.description
         self._starts, self._lengths = kept.first, kept.lengths
+        self.groups = kept.groups
         self.mean_length = float(self._lengths.mean())
         self.supervised_share = float(kept.supervised.sum() / self._lengths.sum())
 

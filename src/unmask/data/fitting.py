@@ -26,6 +26,7 @@ class Fitted:
         dropped: documents left out because they are too long.
         cut: documents that lost their ends.
         empty: documents without a supervised token, which are left out.
+        groups: the first document of each source, and the number of all.
         noun: what such a document is called.
     """
 
@@ -35,6 +36,7 @@ class Fitted:
     dropped: int
     cut: int
     empty: int
+    groups: tuple[int, ...]
     noun: str
 
     @property
@@ -86,6 +88,7 @@ def fitted(text: TokenizedText, *, context_length: int, over_long: OverLong, lea
         dropped=int((is_long & ~kept).sum()),
         cut=int((is_long & kept).sum()),
         empty=int((~is_long & ~kept & (lengths > 0)).sum()),
+        groups=(0, *np.append(0, np.cumsum(kept))[list(text.groups)].tolist()) if text.groups else (0, int(kept.sum())),
         noun=noun,
     )
 

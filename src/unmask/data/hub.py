@@ -90,12 +90,12 @@ class HubSource:
             DataError: the dataset cannot be loaded.
         """
         require("datasets", extra="data", purpose=f"The source {HUB}{self.name}")
-        import datasets
         import pyarrow
+        from datasets.exceptions import DatasetsError
 
         failures = (
             *(OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, ImportError),
-            *(datasets.exceptions.DatasetsError, pyarrow.ArrowException),
+            *(DatasetsError, pyarrow.ArrowException),
         )
         try:
             table = self._split_of(self._loaded(streamed=streamed))

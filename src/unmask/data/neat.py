@@ -6,11 +6,13 @@ row; what remains of a row is padding. The packing is the greedy knapsack of LLa
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.fitting import fitted
-from unmask.data.packing import PackedRows, Pieces, ranges
+from unmask.data.packing import PackedRows, Pieces, joined, ranges
 from unmask.data.tokenized import TokenizedText
 from unmask.errors import DataError
 from unmask.settings.data import OverLong
@@ -27,6 +29,7 @@ class NeatRows(PackedRows):
         bos: id put in front of every document, or None.
         fill: documents are filled up to a multiple of this many places.
         eos: id that does it.
+        by_source: pack the documents of each source by themselves.
 
     Attributes:
         dropped: documents left out because they are too long.
@@ -46,6 +49,7 @@ class NeatRows(PackedRows):
         bos: int | None = None,
         fill: int = 1,
         eos: int | None = None,
+        by_source: bool = False,
     ) -> None:
         if text.starts[-1] == 0:
             raise DataError("There is no document or conversation with a token. Check the data sources.")
@@ -53,15 +57,16 @@ class NeatRows(PackedRows):
         kept = fitted(text, context_length=context_length, over_long=over_long, lead=lead)
         sizes = kept.lengths + lead
         sizes += -sizes % fill
-        order, row = greedy_knapsack(sizes, context_length)
-        size = sizes[order]
-        before = np.cumsum(size) - size
-        column = before - before[np.searchsorted(row, row)]
-        pieces = Pieces(row, column, kept.first[order], kept.lengths[order], size)
+        bounds = kept.groups if by_source else (0, len(sizes))
+        parts = [
+            _packed(sizes[begin:end], kept.first[begin:end], kept.lengths[begin:end], context_length)
+            for begin, end in itertools.pairwise(bounds)
+        ]
+        pieces, groups = joined(parts)
         supervised = int(kept.supervised.sum())
         super().__init__(text, pieces, supervised=supervised, context_length=context_length, bos=bos, eos=eos)
-        self.dropped, self.cut = kept.dropped, kept.cut
-        full = size.sum() / (len(self) * context_length)
+        self.groups, self.dropped, self.cut = groups, kept.dropped, kept.cut
+        full = pieces.size.sum() / (len(self) * context_length)
         self.description = (
             f"{kept.description} in {len(self):,} rows of {context_length} places, {full:.1%} of them taken"
         )
@@ -73,6 +78,19 @@ class NeatRows(PackedRows):
         first = int(self.pieces.first[piece])
         place = slice(first, first + int(self.pieces.length[piece]))
         return self.text.tokens[place][: int(self.text.supervised[place].argmax())].tolist()
+
+
+def _packed(
+    sizes: NDArray[np.int64], first: NDArray[np.int64], lengths: NDArray[np.int64], context_length: int
+) -> Pieces:
+    """Documents of some sizes in rows of their own."""
+    if len(sizes) == 0:
+        return Pieces(*(np.zeros(0, dtype=np.int64) for _ in range(5)))
+    order, row = greedy_knapsack(sizes, context_length)
+    size = sizes[order]
+    before = np.cumsum(size) - size
+    column = before - before[np.searchsorted(row, row)]
+    return Pieces(row, column, first[order], lengths[order], size)
 
 
 def greedy_knapsack(sizes: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,8 @@ cuts them at the ends of rows: a document that does not fit goes on in the next 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +54,10 @@ class PackedRows:
     Attributes:
         mean_length: tokens of a row with BOS, on average; what fills it up is not counted.
         supervised_share: share of these that are supervised.
+        groups: the first row of each source, and the number of all rows.
     """
+
+    groups: tuple[int, ...]
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class PackedRows:
         tokens = int(pieces.length.sum()) + (0 if bos is None else len(pieces.length))
         self.mean_length = tokens / len(self)
         self.supervised_share = supervised / tokens
+        self.groups = (0, len(self))
 
     def __len__(self) -> int:
         return len(self._first) - 1
@@ -121,16 +127,31 @@ class PackedText(PackedRows):
         bos: id put in front of every piece, or None.
         fill: what ends a document is filled up to a multiple of this, as far as its row has room.
         eos: id that does it.
+        by_source: begin each source with a row of its own.
     """
 
     def __init__(
-        self, text: TokenizedText, *, context_length: int, bos: int | None, fill: int = 1, eos: int | None = None
+        self,
+        text: TokenizedText,
+        *,
+        context_length: int,
+        bos: int | None,
+        fill: int = 1,
+        eos: int | None = None,
+        by_source: bool = False,
     ) -> None:
         if text.starts[-1] == 0:
             raise DataError("The text is empty: no document has a token. Check the data sources and text_field.")
-        pieces = _cut(text.starts, context_length, lead=0 if bos is None else 1, fill=fill)
+        bounds = (0, *text.groups) if by_source else (0, len(text.starts) - 1)
+        lead = 0 if bos is None else 1
+        parts = [
+            _cut(text.starts[begin : end + 1], context_length, lead=lead, fill=fill)
+            for begin, end in itertools.pairwise(bounds)
+        ]
+        pieces, groups = joined(parts)
         supervised = int(text.starts[-1])
         super().__init__(text, pieces, supervised=supervised, context_length=context_length, bos=bos, eos=eos)
+        self.groups = groups
 
     @property
     def description(self) -> str:
@@ -154,7 +175,16 @@ def _cut(starts: NDArray[np.int64], context_length: int, *, lead: int, fill: int
             pieces.append((row, column, start, length, size))
             column += size
             start += length
-    return Pieces(*np.array(pieces, dtype=np.int64).T.copy())
+    return Pieces(*np.array(pieces, dtype=np.int64).reshape(-1, 5).T.copy())
+
+
+def joined(parts: Sequence[Pieces]) -> tuple[Pieces, tuple[int, ...]]:
+    """The rows of several sources, one source after the other; and the first row of each, and the number of all."""
+    numbers = [int(part.row[-1]) + 1 if len(part.row) else 0 for part in parts]
+    first = tuple(itertools.accumulate(numbers, initial=0))
+    row = np.concatenate([part.row + begin for part, begin in zip(parts, first, strict=False)])
+    others = [np.concatenate([getattr(part, name) for part in parts]) for name in ("column", "first", "length", "size")]
+    return Pieces(row, *others), first
 
 
 def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,6 +9,8 @@ documents -> files, without hidden states.
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unmask.data.sources import Sources, short
+from unmask.data.sources import Sources, listed, short
 from unmask.data.tokenized import Document
 from unmask.errors import DataError
 from unmask.models.tokenizers import token_sizes
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
 IDS, LOSS_MASK = "input_ids", "loss_mask"
 SUFFIX = ".ckpt"
 _FILES_PER_FOLDER = 1000
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, MemoryError, ImportError, struct.error, zipfile.BadZipFile),
+)
+"""What torch.load raises for files of which a few bytes differ."""
 
 
 class TokenFiles(Sources[Document]):
@@ -148,10 +155,12 @@ def words_of(row: Document) -> str:
 def _loaded(source: str) -> dict[str, Any]:
     """The dictionary in a file, its tensors mapped where the file can be (all but those of torch before 1.6)."""
     try:
-        saved = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch warns about in a damaged file is an error below
+            saved = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError:
         raise DataError("it holds pickled objects, which are not opened: only tensors, lists and numbers are") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160].partition(". ")[0]
         raise DataError(f"torch.load cannot read it ({type(error).__name__}: {reason}). Is it complete?") from None
     if not isinstance(saved, dict):
@@ -162,11 +171,15 @@ def _loaded(source: str) -> dict[str, Any]:
 def _values(saved: dict[str, Any], name: str) -> Tensor:
     """One of the two entries, [L]."""
     if name not in saved:
-        raise DataError(f"there is no `{name}`; the file has {', '.join(map(str, saved)) or 'nothing'}")
+        raise DataError(f"there is no `{name}`; the file has {listed(saved) or 'nothing'}")
     try:
         values = torch.as_tensor(saved[name])
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise DataError(f"`{name}` must be a row of numbers, got {short(saved[name])}") from None
+    kinds = (values.is_nested, values.layout != torch.strided, values.is_quantized, values.is_meta)
+    for kind, is_so in zip(("nested", "sparse", "quantised", "meta"), kinds, strict=True):
+        if is_so:
+            raise DataError(f"`{name}` must be a plain tensor of numbers, got a {kind} one")
     if values.ndim == 2 and len(values) == 1:
         values = values[0]
     if values.ndim != 1 or len(values) == 0:
@@ -177,10 +190,14 @@ def _values(saved: dict[str, Any], name: str) -> Tensor:
 def _ids(values: Tensor) -> NDArray[np.int64]:
     if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
         raise DataError(f"`{IDS}` must hold whole numbers, got {values.dtype}")
+    if values.dtype == torch.uint64 and (values.numpy() > np.iinfo(np.int64).max).any():
+        raise DataError(f"`{IDS}` has the id {values.numpy().max()}, which no vocabulary has")
     return values.long().numpy()
 
 
 def _flags(values: Tensor) -> NDArray[np.bool_]:
+    if values.dtype.is_complex:
+        raise DataError(f"`{LOSS_MASK}` must hold 0 and 1, got {values.dtype}")
     wrong = values[(values != 0) & (values != 1)]
     if len(wrong):
         raise DataError(f"`{LOSS_MASK}` must hold 0 and 1, got {wrong[0].item()}")

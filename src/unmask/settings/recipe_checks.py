@@ -39,6 +39,12 @@ def check_stage(settings: StageSettings) -> None:
         SettingsError: they are not, or do not.
     """
     data, training = settings.data, settings.training
+    for name in ("epochs", "save_epochs"):
+        is_true(
+            not data.streaming or getattr(training, name) is None,
+            f"training.{name} counts passes over the text, and of a stream (data.streaming) nobody knows the length. "
+            "Set training.steps or training.save_steps.",
+        )
     is_true(
         data.format == "text" or settings.objective.random_length_probability == 0,
         "objective.random_length_probability cuts rows of text; a conversation would lose its answer. Set it to 0 "

@@ -45,6 +45,7 @@ class Progress:
         window: sum and number of the losses since the last logged step.
         terms: sums of each loss term's values since then, by its name, where there are several.
         scaler: state of the fp16 loss scaler.
+        stream: where the reader of a streamed text stands.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class Progress:
     window: tuple[float, int] = (0.0, 0)
     terms: dict[str, list[float]] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
+    stream: dict[str, Any] | None = None
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
+from unmask.data.batch import Batch
 from unmask.data.chat import Conversation
 from unmask.data.chat_rows import ChatRows
 from unmask.data.neat import NeatRows
 from unmask.data.packing import PackedText
-from unmask.data.rows import Rows
+from unmask.data.rows import Mixture, Rows, rows_of_step
+from unmask.data.sources import word_hash
+from unmask.data.streaming import StreamedRows
 from unmask.data.templates import ChatTemplate, use_template
 from unmask.data.tokenized import TokenizedText, beginning
 from unmask.errors import DataError, SettingsError
@@ -27,7 +32,7 @@ from unmask.settings.data import DataSettings, PadMode
 from unmask.settings.model import DEFAULT_BLOCK_LENGTH
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
-from unmask.training.parts import Part, check_overlap, check_weights, hash_of, part_of, tokens_of
+from unmask.training.parts import Part, check_overlap, check_weights, hash_of, part_of, sources_of, tokens_of
 from unmask.writing import remove_leftovers, written_folder
 
 if TYPE_CHECKING:
@@ -61,14 +66,28 @@ class TrainingText:
     """Rows of a run.
 
     Attributes:
-        train: to learn from.
+        train: to learn from; of a stream, its first rows.
         held_out: to score, or None.
         skipped: malformed rows that were left out.
+        mixture: shares of the sources, or None: as many rows as each holds.
+        stream: all rows to learn from, where they are read while they are learned.
     """
 
     train: Rows
     held_out: Rows | None
     skipped: int
+    mixture: Mixture | None = None
+    stream: StreamedRows | None = None
+
+    def rows_of_step(self, step: int, *, batch_size: int, seed: int) -> NDArray[np.int64]:
+        """The rows to learn from in an optimiser step, for `batch`."""
+        if self.stream is not None:
+            return np.arange(step * batch_size, (step + 1) * batch_size)
+        return rows_of_step(step, batch_size=batch_size, num_rows=len(self.train), seed=seed, mixture=self.mixture)
+
+    def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
+        """Rows number start..stop-1 of a step's rows."""
+        return (self.stream or self.train).batch(rows, start, stop, step=step)
 
 
 def prepare_tokenizer(
@@ -135,18 +154,44 @@ def prepare_text(
     check_weights(data)
     filling = _filling(recipe, tokenizer, block_length)
     remove_leftovers(folder)
+    if data.streaming:
+        return _streamed(recipe, tokenizer, folder, filling)
     text = tokens_of(data, tokenizer, folder, is_held_out=False)
     learned = text if data.max_tokens is None else text.first(data.max_tokens)
     _check_filled(learned, data.train, text.skipped)
+    train = _rows(learned, data, filling, tokenizer)
+    mixture = Mixture.of(train.groups, data.weights) if data.weights else None
     if not data.validation and data.validation_fraction == 0:
-        return TrainingText(_rows(learned, data, filling, tokenizer), None, text.skipped)
+        return TrainingText(train, None, text.skipped, mixture)
     held = tokens_of(data, tokenizer, folder, is_held_out=True)
     _check_filled(held, data.validation or data.train, held.skipped)
     if data.validation:
         check_overlap(learned, held, data)
-    train = _rows(learned, data, filling, tokenizer)
     scored = _rows(held, dataclasses.replace(data, weights=()), filling, tokenizer)
-    return TrainingText(train, scored, text.skipped + held.skipped)
+    return TrainingText(train, scored, text.skipped + held.skipped, mixture)
+
+
+def _streamed(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, filling: Filling) -> TrainingText:
+    """Rows that are read while they are learned; held-out text is tokenised as ever."""
+    data, held, skipped, barred = recipe.data, None, 0, frozenset[int]()
+    if data.validation:
+        text = tokens_of(data, tokenizer, folder, is_held_out=True)
+        _check_filled(text, data.validation, text.skipped)
+        held, skipped = _rows(text, data, filling, tokenizer), text.skipped
+        barred = frozenset(map(word_hash, part_of(data, None, is_held_out=True).texts()))
+    stream = StreamedRows(
+        sources_of(data, None, is_validation=False),
+        tokenizer,
+        context_length=data.context_length,
+        bos=start_id(tokenizer),
+        fill=filling.length,
+        eos=filling.eos,
+        window=data.shuffle_rows,
+        seed=recipe.seed,
+        barred=barred,
+        drops=data.overlap == "drop",
+    )
+    return TrainingText(stream.sample(), held, skipped, stream=stream)
 
 
 def _check_filled(text: TokenizedText, sources: Sequence[str], skipped: int) -> None:
@@ -303,14 +348,17 @@ def _block_length(recipe: Recipe) -> int | None:
     return None if entry is None else entry.block_length
 
 
-def _rows(text: TokenizedText, data: DataSettings, filling: Filling, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def _rows(
+    text: TokenizedText, data: DataSettings, filling: Filling, tokenizer: PreTrainedTokenizerBase
+) -> PackedText | NeatRows | ChatRows:
     """Packed rows, or a conversation in each; held-out rows are filled up as those that are learned from."""
     bos = start_id(tokenizer) if data.format == "text" else None
-    size, fill, eos = data.context_length, filling.length, filling.eos
+    size, fill, eos, by_source = data.context_length, filling.length, filling.eos, bool(data.weights)
     if data.neat_packing:
-        return NeatRows(text, context_length=size, over_long=data.over_long, bos=bos, fill=fill, eos=eos)
+        long = data.over_long
+        return NeatRows(text, context_length=size, over_long=long, bos=bos, fill=fill, eos=eos, by_source=by_source)
     if data.format == "text":
-        return PackedText(text, context_length=size, bos=bos, fill=fill, eos=eos)
+        return PackedText(text, context_length=size, bos=bos, fill=fill, eos=eos, by_source=by_source)
     return ChatRows(
         text,
         context_length=size,

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from unmask.data.rows import rows_of_step
 from unmask.errors import CheckpointError, ReportError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
@@ -194,6 +193,10 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
             f"({backbone.adapter.base_model_name_or_path}{bits})"
         )
     skipped = f", {text.skipped:,} malformed rows skipped" if text.skipped else ""
+    if text.stream is not None:
+        yield f"text: streamed in rows of {recipe.data.context_length} tokens, held out {held_out}{skipped}"
+        yield f"{steps:,} steps x {settings.batch_size} rows = {tokens:,} tokens"
+        return
     yield f"{recipe.data.format}: {text.train.description} to train on, held out {held_out}{skipped}"
     epochs = steps * settings.batch_size / len(text.train)
     yield f"{steps:,} steps x {settings.batch_size} rows = {tokens:,} tokens ({epochs:.2f} epochs)"
@@ -228,8 +231,8 @@ def _planned(recipe: Recipe, folder: Path, source: Path | None) -> Iterator[str]
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     steps = total_steps(recipe, text.train)
     made = objective(recipe.objective, checkpoint.backbone.diffusion, seed=recipe.seed, steps=steps)
-    rows = rows_of_step(0, batch_size=recipe.training.batch_size, num_rows=len(text.train), seed=recipe.seed)
-    batch = text.train.batch(rows, 0, 1, step=0)
+    rows = text.rows_of_step(0, batch_size=recipe.training.batch_size, seed=recipe.seed)
+    batch = text.batch(rows, 0, 1, step=0)
     tokenizer = checkpoint.tokenizer
     if tokenizer is not None:
         yield from first_row(tokenizer, batch, made(batch), marked=recipe.data.format != "text")

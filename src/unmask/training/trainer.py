@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.batch import Batch
-from unmask.data.rows import Rows, rows_of_step
+from unmask.data.rows import Rows
 from unmask.errors import NonFiniteError
 from unmask.evaluation.likelihood import Likelihood, evaluate
 from unmask.models import loading
@@ -86,6 +86,8 @@ class Trainer:
         self.backbone = checkpoint.backbone
         self.total = total_steps(recipe, text.train)
         self.progress = Progress() if resume is None else with_best_that_is_there(run, read_progress(resume))
+        if text.stream is not None and self.progress.stream is not None:
+            text.stream.seek(self.progress.stream)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
@@ -151,13 +153,13 @@ class Trainer:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's micro-batches of the step's rows."""
-        settings, accelerator, train = self.settings, self.accelerator, self.text.train
-        rows = rows_of_step(step, batch_size=settings.batch_size, num_rows=len(train), seed=self.recipe.seed)
+        settings, accelerator = self.settings, self.accelerator
+        rows = self.text.rows_of_step(step, batch_size=settings.batch_size, seed=self.recipe.seed)
         share = settings.batch_size // accelerator.num_processes
         begin = share * accelerator.process_index
         size = settings.micro_batch_size or share
         for start in range(begin, begin + share, size):
-            yield train.batch(rows, start, min(start + size, begin + share), step=step)
+            yield self.text.batch(rows, start, min(start + size, begin + share), step=step)
 
     def _backward(self, batch: Batch, example: Example, scale_T: Tensor, *, last: bool) -> Tensor:
         for dropout in self.dropouts:
@@ -316,6 +318,9 @@ class Trainer:
             tensors |= {"weights": {name: weights[name] for name in self.average.weights}}
             tensors |= {"average": self.average.weights}
             weights |= {name: value.to(weights[name].dtype) for name, value in self.average.weights.items()}
+        if self.text.stream is not None:
+            position = self.text.stream.position(step * self.settings.batch_size)
+            self.progress = dataclasses.replace(self.progress, stream=position)
         if self.accelerator.scaler is not None:
             self.progress = dataclasses.replace(self.progress, scaler=self.accelerator.scaler.state_dict())
         if self.accelerator.is_main_process:
