@@ -264,7 +264,7 @@ def _tokenized(
         part = _token_files(data, tokenizer, is_held_out=is_held_out)
     else:
         part = _conversations(data, is_held_out=is_held_out)
-        written = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, data.supervise)
+        written = (ChatTemplate(tokenizer).fingerprint(), data.supervise)
     key = _key(part.sources.fingerprint(), part.fraction, part.is_held_out, words, *written)
     kept = folder / f"{data.format}-{key}"
     facts = kept / "skipped.json"
