@@ -103,12 +103,7 @@ def plain_value(value: object, where: str, *, depth: int = _DEPTH) -> Any:
     if isinstance(value, list | tuple):
         return [plain_value(item, where, depth=depth - 1) for item in value]
     if isinstance(value, Mapping):
-        # What a dataset fills in for a field that is not there is left out.
-        return {
-            readable(name, where): plain_value(item, where, depth=depth - 1)
-            for name, item in value.items()
-            if item is not None
-        }
+        return {readable(name, where): plain_value(item, where, depth=depth - 1) for name, item in value.items()}
     return readable(value, where)
 
 

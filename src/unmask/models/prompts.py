@@ -16,7 +16,7 @@ from unmask.models.chat_tokens import PromptEncoder
 from unmask.models.loading import Checkpoint
 from unmask.models.messages import read_message, readable, shown
 from unmask.models.rendering import RefusalError
-from unmask.models.spelling import ESCAPE
+from unmask.models.spelling import ESCAPE, MARK
 from unmask.models.tokenizers import decode, encode, encode_prompt, start_id
 
 Message = Mapping[str, Any]
@@ -83,7 +83,7 @@ class PromptCodec:
         try:
             text = readable(text, "The prompt")
             if ESCAPE in text and self.tokenizer.chat_template:
-                return self._chat_encoder.read(text)
+                return self._chat_encoder.read(text.removeprefix(MARK))
         except DataError as error:
             raise PromptError(f"{error}.") from None
         return encode_prompt(self.tokenizer, text)
@@ -97,9 +97,11 @@ class PromptCodec:
         Raises:
             PromptError: there is no chat template, or it refuses them.
         """
-        template = self._chat_encoder.template
+        encoder = self._chat_encoder
         try:
-            return template.asked_text(self._messages(messages), reply=reply)
+            text = encoder.template.asked_text(self._messages(messages), reply=reply)
+            # A mark where it would be taken for another text, which gets a BOS.
+            return text if self.read(text) == encoder.read(text) else MARK + text
         except DataError as error:
             raise PromptError(_refused(error)) from None
 

@@ -7,7 +7,6 @@ by itself which of its control tokens are the template's own.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -40,24 +39,28 @@ class Spelling:
 
     def guarded(self, text: str, *, by_assistant: bool = False) -> str:
         """A message's text in which nothing can be taken for a control token, whatever the template puts around it."""
-        tokens = self._patterns[by_assistant]
-        text = self._open_ended(text.replace(ESCAPE, ESCAPE + ESCAPE))
-        return tokens.sub(lambda found: ESCAPE + chr(_TOKENS + self._number[found[0]]), text)
+        return self._replaced(self._open_ended(text.replace(ESCAPE, ESCAPE + ESCAPE)), by_assistant)
 
     def guarded_value(self, value: Any, *, by_assistant: bool) -> Any:
-        """A value of JSON with all its texts guarded, the names of fields included."""
+        """A value of JSON with all its texts guarded; names of fields, which templates look for, only from tokens."""
         if isinstance(value, str):
             return self.guarded(value, by_assistant=by_assistant)
         if isinstance(value, list):
             return [self.guarded_value(item, by_assistant=by_assistant) for item in value]
         if isinstance(value, Mapping):
-            guard = functools.partial(self.guarded_value, by_assistant=by_assistant)
-            return {guard(name): guard(item) for name, item in value.items()}
+            return {
+                self._replaced(name, by_assistant): self.guarded_value(item, by_assistant=by_assistant)
+                for name, item in value.items()
+            }
         return value
 
     def spelled(self, text: str) -> str:
         """The text with what its stand-ins stand for."""
         return _STAND_IN.sub(self._original, text)
+
+    def _replaced(self, text: str, by_assistant: bool) -> str:
+        tokens = self._patterns[by_assistant]
+        return tokens.sub(lambda found: ESCAPE + chr(_TOKENS + self._number[found[0]]), text)
 
     def _original(self, found: re.Match[str]) -> str:
         code = ord(found[1])
