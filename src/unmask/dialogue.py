@@ -16,6 +16,7 @@ from unmask import config
 from unmask.decoding.step import Step
 from unmask.errors import DataError, PromptError, SettingsError, nearest
 from unmask.lm import DiffusionLM
+from unmask.models.messages import read_message
 from unmask.settings import aliases
 from unmask.settings.checks import is_true
 from unmask.settings.decoding import SamplingParams
@@ -125,12 +126,7 @@ class Dialogue:
         """The ids that the model continues."""
         if self.is_plain:
             return self.lm.codec.encode(question)
-        from jinja2 import TemplateError
-
-        try:
-            return self.lm.codec.encode([*self.messages(start=forgotten), {"role": "user", "content": question}])
-        except TemplateError as error:
-            raise PromptError(f"The model's chat template refuses this conversation: {error}") from None
+        return self.lm.codec.encode([*self.messages(start=forgotten), {"role": "user", "content": question}])
 
     def _checked(self, params: SamplingParams) -> SamplingParams:
         is_true(params.n == 1, f"A chat has one reply per message: n must be 1, got {params.n}.")
@@ -260,19 +256,22 @@ def read_conversation(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
         DataError: the file is missing or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        messages = [(one["role"], one["content"]) for one in json.loads(text)["messages"]]
+        found = list(json.loads(path.read_text(encoding="utf-8-sig"))["messages"])
+        _ = [(message["role"], message["content"]) for message in found]
+        messages = [read_message(message, number) for number, message in enumerate(found, start=1)]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror} (in {Path.cwd()}).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path} is no conversation ({error}). It must be one line: "
+            f"{path} is no conversation ({error}). Its messages must be texts of user and assistant in turn, as "
             '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
         ) from None
-    system = messages.pop(0)[1] if messages and messages[0][0] == "system" else None
-    roles, texts = [role for role, _ in messages], [text for _, text in messages]
-    if roles != ["user", "assistant"] * (len(messages) // 2) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"The messages in {path} must be texts of user and assistant in turn, got {roles}.")
+    kept = [name for message in messages for name in message if name not in ("role", "content")]
+    is_true(not kept, f"The messages in {path} have the field `{', '.join(kept[:1])}`, which a chat does not keep.")
+    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
+    roles, texts = [message["role"] for message in messages], [message["content"] for message in messages]
+    if roles != ["user", "assistant"] * (len(messages) // 2):
+        raise DataError(f"The messages in {path} must be texts of user and assistant in turn, got {roles[:8]}.")
     return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 

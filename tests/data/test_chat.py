@@ -83,7 +83,7 @@ def test_named_fields_win(tmp_path: Path) -> None:
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "has content that is no text: 3"),
         ({"messages": [USER, {"content": "x"}]}, "message 2 must have role and content"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "a turn of the assistant is empty"),
-        ({"messages": [USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}]}, "message 2 calls a tool"),
+        ({"messages": [USER | {"tool_calls": [{"name": "f"}]}, ASSISTANT]}, "only the assistant calls tools"),
         ({"messages": [USER, ASSISTANT], "conversations": [USER, ASSISTANT]}, "can be read in several ways"),
         ({"prompt": "a", "question": "b", "answer": "c"}, "can be read in several ways: the row has prompt, question"),
         (
@@ -132,7 +132,8 @@ def test_a_local_hugging_face_dataset_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [{"messages": [USER, ASSISTANT]}, {"messages": [USER, ASSISTANT | {"extra": 1}]}]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
-    found = list(Conversations([f"hf:{tmp_path / 'saved'}"], DataSettings(format="chat")))
+    settings = DataSettings(format="chat", ignored_fields=("extra",))
+    found = list(Conversations([f"hf:{tmp_path / 'saved'}"], settings))
     assert [one.messages[1].content for one in found] == ["Hello", "Hello"]
     assert found[1].where == f"hf:{tmp_path / 'saved'}, row 1"
 

@@ -1,17 +1,21 @@
 """Conversations: JSON rows of any of the usual shapes -> one record.
 
 A row holds a list of messages (`messages` or `conversations`, with `role` and `content`, or ShareGPT's `from` and
-`value`), or one prompt and its answer in two fields. What cannot be read one way only is an error, never a guess.
+`value`), or one prompt and its answer in two fields. What cannot be read one way only is an error, never a guess, and
+so is a field that would be ignored.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.data.sources import Sources, short
+from unmask.data.sources import Sources
 from unmask.errors import DataError, nearest
+from unmask.models.messages import LEARNED, PASSED, plain_value, read_message, readable, shown
 
 _LISTS = ("messages", "conversations")
 _PROMPTS = ("prompt", "question", "instruction")
@@ -19,52 +23,83 @@ _ANSWERS = ("answer", "output", "response", "completion")
 _SYSTEMS = ("system", "system_prompt")
 # Further material beside an instruction: Alpaca's and Dolly's names.
 _MATERIAL = ("input", "context")
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", "gpt": "assistant"} | {name: name for name in ("system", "user", "assistant", "tool")}
+# Of a row: they would change what its template writes.
+_REFUSED = ("chat_template", "chat_template_kwargs", "documents", "functions")
+_MOST_MESSAGES = 1_000
+"""Of one conversation: a template runs over all messages for each reply."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks (`system`, `user` or `assistant`), and what."""
+    """One turn.
+
+    Attributes:
+        role: who speaks: `system`, `user`, `assistant` or `tool`.
+        content: what is said.
+        further: `reasoning_content`, `tool_calls`, `tool_call_id` and `name`, as far as they are given.
+        is_learned: whether it is to be learned, if it is a reply.
+    """
 
     role: str
     content: str
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    is_learned: bool = True
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        return {"role": self.role, "content": self.content, **self.further}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation that ends with an assistant's turn.
+    """A conversation that ends with a learned turn of the assistant.
 
     Attributes:
         messages: its turns.
         where: the file and line, or the dataset and row, that it comes from.
+        tools: descriptions of what the assistant can call.
     """
 
     messages: tuple[Message, ...]
     where: str = ""
+    tools: tuple[Any, ...] = dataclasses.field(default=(), hash=False)
 
     @property
     def replies(self) -> list[int]:
         """Indices of the assistant's turns."""
-        return [number for number, one in enumerate(self.messages) if one.role == "assistant"]
+        return [number for number, message in enumerate(self.messages) if message.role == "assistant"]
+
+    @property
+    def learned(self) -> list[int]:
+        """Indices of those that are learned."""
+        return [number for number in self.replies if self.messages[number].is_learned]
 
     @property
     def text(self) -> str:
         """All turns as one text, for the split into training and held-out parts."""
-        return "\n".join(f"{one.role}: {one.content}" for one in self.messages)
+        return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
 
 
 class Conversations(Sources[Conversation]):
     """The conversations of some sources."""
 
+    def fingerprint(self) -> str:
+        """As of every source, and which fields are left out of rows."""
+        return "-".join([super().fingerprint(), *self.settings.ignored_fields])
+
     def from_row(self, row: Any, where: str) -> Iterator[Conversation]:
         """The conversation in a row."""
         if not isinstance(row, Mapping):
-            raise DataError(f"expected an object with a conversation, got {short(row)}")
+            raise DataError(f"expected an object with a conversation, got {shown(row)}")
+        row = self._without_ignored(row)
+        _check_row(row)
         if self.settings.prompt_field is not None and self.settings.answer_field is not None:
             messages = _pair(row, self.settings.prompt_field, self.settings.answer_field)
         else:
             messages = _recognised(row)
-        yield Conversation(_checked([*_system(row, messages), *messages]), where)
+        yield Conversation(_checked([*_system(row, messages), *messages]), where, _tools(row.get("tools")))
 
     def words(self, document: Conversation) -> str:
         """All turns as one text."""
@@ -76,6 +111,20 @@ class Conversations(Sources[Conversation]):
             f"{source} holds plain text, and data.format=chat needs conversations: .jsonl or .json files or hf:NAME, "
             'for example {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
         )
+
+    def _without_ignored(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row, and the messages in it, without the fields that the settings name."""
+        ignored = self.settings.ignored_fields
+        kept = {name: value for name, value in row.items() if name not in ignored}
+        for name in _LISTS if ignored else ():
+            if isinstance(kept.get(name), list):
+                kept[name] = [
+                    {field: value for field, value in message.items() if field not in ignored}
+                    if isinstance(message, Mapping)
+                    else message
+                    for message in kept[name]
+                ]
+        return kept
 
 
 def _recognised(row: Mapping[str, Any]) -> list[Message]:
@@ -115,62 +164,113 @@ def _pair(row: Mapping[str, Any], prompt: str, answer: str) -> list[Message]:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"the field `{name}` must be text, got {short(value)}")
-    return value
+    return readable(value, f"the field `{name}`")
 
 
 def _listed(value: Any, name: str) -> list[Message]:
     if not isinstance(value, list):
-        raise DataError(f"the field `{name}` must be a list of messages, got {short(value)}")
-    return [_message(one, number) for number, one in enumerate(value, start=1)]
+        raise DataError(f"the field `{name}` must be a list of messages, got {shown(value)}")
+    if len(value) > _MOST_MESSAGES:
+        raise DataError(f"the conversation has {len(value):,} messages, and at most {_MOST_MESSAGES:,} are read as one")
+    return [_message(message, number) for number, message in enumerate(value, start=1)]
 
 
 def _message(value: Any, number: int) -> Message:
     """A message in either spelling; datasets fill the fields that a message does not have with null."""
     if not isinstance(value, Mapping):
-        raise DataError(f"message {number} must be an object with role and content, got {short(value)}")
-    if any(value.get(name) for name in ("tool_calls", "function_call")):
-        raise DataError(f"message {number} calls a tool, which is not supported")
+        raise DataError(f"message {number} must be an object with role and content, got {shown(value)}")
     shapes = [pair for pair in (("role", "content"), ("from", "value")) if value.get(pair[0]) is not None]
     if len(shapes) != 1:
         raise DataError(
-            f"message {number} must have role and content, or from and value; it has {', '.join(value) or 'no field'}"
+            f"message {number} must have role and content, or from and value; it has "
+            f"{', '.join(map(str, value)) or 'no field'}"
         )
-    role, content = (value.get(name) for name in shapes[0])
-    if role not in _ROLES:
-        raise DataError(f"message {number} has the unknown role {short(role)}. {nearest(str(role), _ROLES)}")
-    if not isinstance(content, str):
-        what = "no content" if content is None else f"content that is no text: {short(content)}"
-        raise DataError(f"message {number} ({role}) has {what}")
-    return Message(_ROLES[role], content)
+    ((role_field, content_field),) = shapes
+    role = value[role_field]
+    if not isinstance(role, str) or role not in _ROLES:
+        raise DataError(f"message {number} has the unknown role {shown(role)}. {nearest(str(role)[:40], _ROLES)}")
+    others = {name: field for name, field in value.items() if name not in (role_field, content_field)}
+    given = {"role": _ROLES[role], "content": value.get(content_field), **others}
+    message = read_message(given, number, known=LEARNED)
+    further = {name: message[name] for name in PASSED if name in message}
+    return Message(message["role"], message["content"], further, _is_learned(message, number))
+
+
+def _is_learned(message: Mapping[str, Any], number: int) -> bool:
+    """What `weight`, `train` or `loss` of a message say.
+
+    Raises:
+        DataError: they say something that training does not do.
+    """
+    said = {name: message[name] for name in LEARNED if name in message}
+    for name, value in said.items():
+        where = f"message {number} ({message['role']}) has {name} {shown(value)}"
+        if value not in (0, 1):
+            raise DataError(f"{where}; a reply is learned (1 or true) or not (0 or false)")
+        if value and message["role"] != "assistant":
+            raise DataError(f"{where}, and only replies of the assistant are learned. Leave the field out")
+    if len(set(map(bool, said.values()))) > 1:
+        raise DataError(f"message {number} has {shown(said)}, which contradict each other")
+    return all(said.values())
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Refuse fields of a row that would change what is learned, and do not."""
+    given = [name for name in (*_REFUSED, *LEARNED) if row.get(name) is not None]
+    for name in given:
+        if name in _REFUSED or row[name] not in (1, True):
+            raise DataError(
+                f"the row has the field `{name}` ({shown(row[name])}), which training does not honour for a whole row. "
+                f"Remove it, or leave it out with data.ignored_fields=[{name}]"
+            )
+
+
+def _tools(value: Any) -> tuple[Any, ...]:
+    """What the assistant can call: a list, or its JSON as text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the field `tools` is not valid JSON: {error}") from None
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise DataError(f"the field `tools` must be a list of objects, got {shown(value)}")
+    return tuple(plain_value(value, "the field `tools`"))
 
 
 def _system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """A system prompt that stands in a field of its own."""
-    if messages and messages[0].role == "system":
+    given = [name for name in _SYSTEMS if row.get(name) is not None]
+    if not given:
         return []
-    given = [row[name] for name in _SYSTEMS if isinstance(row.get(name), str)]
-    return [Message("system", text) for text in given[:1]]
+    if messages and messages[0].role == "system":
+        if row[given[0]] not in ("", messages[0].content):
+            raise DataError(f"there are two system prompts: the field `{given[0]}` and message 1. Keep one of them")
+        return []
+    return [Message("system", _text(row[given[0]], given[0]))]
 
 
 def _checked(messages: list[Message]) -> tuple[Message, ...]:
-    """The turns up to the last reply, which is all that can be learned from.
+    """The turns up to the last learned reply, which is all that can be learned from.
 
     Raises:
         DataError: nobody replies, nobody is replied to, or a turn is empty.
     """
-    kept = [one for one in messages if one.role != "system" or one.content.strip()]
-    replies = [number for number, one in enumerate(kept) if one.role == "assistant"]
+    kept = [message for message in messages if message.role != "system" or message.content.strip()]
+    replies = [number for number, message in enumerate(kept) if message.role == "assistant"]
+    learned = [number for number in replies if kept[number].is_learned]
     if not kept:
         raise DataError("the conversation is empty")
     if not replies:
         raise DataError("the conversation has no assistant turn, so there is nothing to learn")
-    speakers = [one.role for one in kept if one.role != "system"]
+    if not learned:
+        raise DataError("every assistant turn of the conversation has weight 0, so there is nothing to learn")
+    speakers = [message.role for message in kept if message.role != "system"]
     if speakers[0] != "user":
-        raise DataError("the conversation begins with the assistant; the first turn must be the user's")
-    final = tuple(kept[: replies[-1] + 1])
-    for one in final:
-        if not one.content.strip():
-            raise DataError(f"a turn of the {one.role} is empty")
+        raise DataError(f"the conversation begins with the {speakers[0]}; the first turn must be the user's")
+    final = tuple(kept[: learned[-1] + 1])
+    for message in final:
+        if not message.content.strip() and message.role != "tool" and not message.further.get("tool_calls"):
+            raise DataError(f"a turn of the {message.role} is empty")
     return final

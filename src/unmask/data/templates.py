@@ -1,24 +1,24 @@
-"""Chat templates: a conversation -> text in pieces, each of which is a prompt or a reply to learn.
+"""Chat templates as they are learned: a conversation -> text in pieces, each of which is a prompt or a reply to learn.
 
 A reply is what the template writes after its own generation prompt, up to and including the token that ends the turn:
 exactly what the model has to generate. Every claim about the template is checked on every conversation: the generation
 prompt begins the reply's turn, and the turns before a reply stand in the row as they do when it is generated. A
-template that breaks either is refused by name.
-
-Text in a message that spells a control token stays text: stand-ins take its place while the template runs.
+template that breaks either is refused by name. How a conversation becomes text is `models/chat_templates.py`, for
+training and asking alike.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import re
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 from unmask.data.chat import Conversation
 from unmask.errors import DataError, SettingsError, nearest
+from unmask.models.chat_templates import Message, Piece, PromptTemplate
 from unmask.settings.data import Supervise
 
 if TYPE_CHECKING:
@@ -43,28 +43,12 @@ _PLAIN = r"""{{- bos_token | default('') -}}
 _TEMPLATES = {"llada": _LLADA, "plain": _PLAIN}
 _LLADA_TOKENS = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _QUESTION, _ANSWER = "What is a probe?", "Something like this."
-# Stand-ins come from the two private planes of Unicode, where no text has a character.
-_PRIVATE = range(0xF0000, 0x10FFFE)
-
-
-class Piece(NamedTuple):
-    """A part of a conversation's text.
-
-    Attributes:
-        text: with stand-ins for the control tokens that a message spells.
-        learned: whether it is a reply, with its end-of-turn token.
-        joined: whether it goes on after text, rather than after a control token or at the start.
-        spelled: the spelling that each stand-in stands for.
-    """
-
-    text: str
-    learned: bool
-    joined: bool
-    spelled: Mapping[str, str]
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
     """Give a tokenizer the template that `data.chat_template` names, which it is then saved with.
+
+    A template that writes no generation prompt gets one, so that whoever asks the saved model writes it too.
 
     Raises:
         SettingsError: there is no such template, it cannot be trained with, or the tokenizer lacks what it needs.
@@ -81,109 +65,77 @@ def use_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
             "data.chat_template `plain` ends each reply with the end-of-text token, and this tokenizer has none."
         )
     if name is not None:
-        tokenizer.chat_template = _TEMPLATES[name] if name in _TEMPLATES else _read_template(name)
-    _ = ChatTemplate(tokenizer).end  # raises what is wrong with the template
+        named = {**_TEMPLATES, **_own(tokenizer)}
+        tokenizer.chat_template = named[name] if name in named else _read_template(name, named)
+    template = ChatTemplate(tokenizer)
+    _ = template.end, template.opening  # raises what is wrong with the template
+    if template.missing_opening:
+        tokenizer.chat_template = _opened(template)
 
 
-class ChatTemplate:
-    """The chat template of a tokenizer.
+class ChatTemplate(PromptTemplate):
+    """The chat template of a tokenizer, with what it teaches.
 
     Raises:
         SettingsError: the tokenizer has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        _require_template(tokenizer)
-        self.tokenizer = tokenizer
-        special = {str(one) for one in tokenizer.added_tokens_decoder.values() if one.special}
-        longest_first = sorted(special | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
-        self.control_tokens = tuple(longest_first)
-        self.control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
     @functools.cached_property
-    def end(self) -> str:
-        """What the template writes after a reply, up to the token that ends the turn.
+    def opening(self) -> str:
+        """What the template writes between its generation prompt and a reply, which a model learns to write.
 
         Raises:
-            SettingsError: there is no such token, so a model could not learn to stop.
+            SettingsError: part of the turn's header is among it, which no model should have to write.
         """
         question = {"role": "user", "content": _QUESTION}
         try:
+            before = self.render([question], reply=True)
             whole = self.render([question, {"role": "assistant", "content": _ANSWER}])
-        except DataError as error:
+        except DataError:
+            return ""  # `end` says why
+        if not whole.startswith(before):
+            return ""  # `rows` says so of each conversation
+        opening = whole[len(before) :].partition(_ANSWER)[0]
+        if self.control.search(opening) or "assistant" in opening.lower():
             raise SettingsError(
-                f"A question and its answer cannot be written: {error}. See data.chat_template."
-            ) from None
-        _, found, behind = whole.rpartition(_ANSWER)
-        token = self.control.search(behind) if found else None
-        if token is None:
-            raise SettingsError(
-                "The chat template writes no special token of this tokenizer after a reply, so the model would not "
-                f"learn to stop; it writes {behind[:40]!r}. Set data.chat_template to llada, plain or a Jinja file "
-                "that ends an assistant's turn with a special token."
+                f"The chat template's generation prompt ends before the header of a reply does ({opening!r} is "
+                "missing), so the header would be learned as part of every reply. Let it write all of the header where "
+                "add_generation_prompt is set, or set data.chat_template to another template."
             )
-        return behind[: token.end()]
-
-    @property
-    def end_id(self) -> int:
-        """The token that ends a turn."""
-        token = self.control.findall(self.end)[-1]
-        return cast(int, self.tokenizer.convert_tokens_to_ids(token))
-
-    def render(self, messages: Sequence[Mapping[str, str]], *, reply: bool = False) -> str:
-        """The text of some messages, with the opening of an assistant's turn behind them if `reply`.
-
-        Raises:
-            DataError: the template refuses the messages.
-        """
-        from jinja2 import TemplateError
-
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(one) for one in messages], tokenize=False, add_generation_prompt=reply
-            )
-        except TemplateError as error:
-            raise DataError(f"the chat template refuses these messages: {error}") from None
-        return cast(str, text)
-
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> Piece:
-        """The text that is to be continued by a reply to the messages."""
-        guarded, spelled = self._guarded(messages)
-        return Piece(self.render(guarded, reply=True), learned=False, joined=False, spelled=spelled)
+        return opening
 
     def rows(self, conversation: Conversation, supervise: Supervise) -> list[list[Piece]]:
-        """The rows that a conversation becomes: with `each`, one for each reply, which ends it; else one.
+        """The rows that a conversation becomes: with `each`, one for each learned reply, which ends it; else one.
 
         Raises:
-            DataError: the template refuses the conversation.
+            DataError: the template refuses the conversation, or leaves something of it out.
             SettingsError: the template cannot be trained with in this way.
         """
-        messages = [{"role": one.role, "content": one.content} for one in conversation.messages]
-        messages, spelled = self._guarded(messages)
-        replies = conversation.replies
+        _ = self.opening
+        messages, tools = self.guarded([message.fields for message in conversation.messages], conversation.tools)
+        learned = conversation.learned
         if supervise == "all":
-            return [self._pieces(messages, replies, spelled)]
-        chosen = replies[-1:] if supervise == "last" else replies
-        return [self._pieces(messages[: number + 1], [number], spelled) for number in chosen]
+            return [self._pieces(messages, tools, learned)]
+        chosen = learned[-1:] if supervise == "last" else learned
+        return [self._pieces(messages[: number + 1], tools, [number]) for number in chosen]
 
-    def _pieces(
-        self, messages: Sequence[Mapping[str, str]], replies: Sequence[int], spelled: Mapping[str, str]
-    ) -> list[Piece]:
+    def _pieces(self, messages: Sequence[Message], tools: Sequence[Any] | None, replies: Sequence[int]) -> list[Piece]:
         """Prompts and replies in turn; what follows the last reply is left out."""
-        text = self.render(messages)
+        text = self.render(messages, tools=tools)
         bounds = [0]
         for number in replies:
-            bounds += self._span(text, messages, number)
-        pieces: list[Piece] = []
-        for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            joined = start > 0 and not text.endswith(self.control_tokens, 0, start)
-            pieces.append(Piece(text[start:stop], learned=index % 2 == 1, joined=joined, spelled=spelled))
-        return pieces
+            bounds += self._span(text, messages, tools, number)
+        return [
+            Piece(text[start:stop], learned=index % 2 == 1, joined=self.is_text_before(text, start))
+            for index, (start, stop) in enumerate(itertools.pairwise(bounds))
+        ]
 
-    def _span(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> tuple[int, int]:
+    def _span(
+        self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, number: int
+    ) -> tuple[int, int]:
         """Where reply `number` stands in the text of all messages, with its end-of-turn token."""
-        before = self.render(messages[:number], reply=True)
-        turn = text if number + 1 == len(messages) else self.render(messages[: number + 1])
+        before = self.render(messages[:number], reply=True, tools=tools)
+        turn = text if number + 1 == len(messages) else self.render(messages[: number + 1], tools=tools)
         if not turn.startswith(before):
             raise SettingsError(
                 "The chat template does not begin a reply as its generation prompt does "
@@ -205,33 +157,55 @@ class ChatTemplate:
             )
         return len(before), stop
 
-    def _guarded(self, messages: Sequence[Mapping[str, str]]) -> tuple[Sequence[Mapping[str, str]], Mapping[str, str]]:
-        """The messages with stand-ins for the control tokens that they spell, and what those stand for."""
-        contents = "\n".join(one["content"] for one in messages)
-        found = sorted(set(self.control.findall(contents)))
-        if not found:
-            return messages, {}
-        free = (chr(code) for code in _PRIVATE if chr(code) not in contents)
-        stand_ins = dict(zip(found, free, strict=False))
-        guarded = [
-            {**one, "content": self.control.sub(lambda match: stand_ins[match[0]], one["content"])} for one in messages
-        ]
-        return guarded, {stand_in: token for token, stand_in in stand_ins.items()}
 
+def _opened(template: ChatTemplate) -> str:
+    """The template with the generation prompt that it lacks.
 
-def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.chat_template:
+    Raises:
+        SettingsError: it cannot be put at its end.
+    """
+    opening = json.dumps(template.missing_opening)
+    source = template.source.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + opening + " }}{% endif %}"
+    tried = _copied(template.tokenizer, source)
+    question = [{"role": "user", "content": _QUESTION}]
+    whole = [*question, {"role": "assistant", "content": _ANSWER}]
+    same = all(tried.render(some) == template.render(some) for some in (question, whole))
+    if tried.missing_opening or not same or tried.render(question, reply=True) != template.render(question, reply=True):
         raise SettingsError(
-            "This tokenizer has no chat template. Set data.chat_template to llada, plain (User: and Assistant: lines, "
-            "for tokenizers without role tokens) or a Jinja file."
+            f"The chat template writes no generation prompt ({template.missing_opening!r} where add_generation_prompt "
+            "is set), so the header of a reply would be learned as part of it. Add it to the template."
         )
+    return source
 
 
-def _read_template(name: str) -> str:
+def _copied(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTemplate:
+    """The template of the same tokenizer with another text."""
+    before = tokenizer.chat_template
+    tokenizer.chat_template = source
+    try:
+        return ChatTemplate(tokenizer)
+    finally:
+        tokenizer.chat_template = before
+
+
+def _own(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The templates of a tokenizer that have names."""
+    own: object = tokenizer.chat_template
+    if isinstance(own, list):
+        own = {entry["name"]: entry["template"] for entry in own}
+    return {str(name): str(text) for name, text in own.items()} if isinstance(own, Mapping) else {}
+
+
+def _read_template(name: str, named: Mapping[str, str]) -> str:
     path = Path(name).expanduser()
     if not path.is_file():
         raise SettingsError(
-            f"There is no chat template {name}: neither a known one nor a file. {nearest(name, _TEMPLATES)} A Jinja "
+            f"There is no chat template {name}: neither a known one nor a file. {nearest(name, named)} A Jinja "
             f"file is looked for from {Path.cwd()}."
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The chat template {path} cannot be read: {error}. It must be a text file in UTF-8."
+        ) from None

@@ -18,7 +18,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -152,9 +151,8 @@ class HarnessLM(LM):
         return Pair(tuple(before), tuple(tokens or encode(self.tokenizer, continuation, special=False)), key)
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids with BOS, which a chat template may have written already."""
-        start = cast("str | None", self.tokenizer.bos_token)
-        return self.lm.codec.checked(encode(self.tokenizer, text, special=not (start and text.startswith(start))))
+        """Token ids of a text or of rendered messages, after one BOS."""
+        return self.lm.codec.checked(self.lm.codec.read(text))
 
     def _start(self) -> tuple[int, ...]:
         """What stands before a text without context: BOS, else end of text where something has to."""
@@ -231,19 +229,7 @@ class HarnessLM(LM):
         return cast(str, self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = self.chat_template(True)
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in chat_history)
-            raise PromptError(f"The tokenizer's chat template refuses the messages {roles}: {error}") from None
-        return cast(str, text)
+        return self.lm.codec.chat_text(chat_history, reply=add_generation_prompt)
 
 
 def _arguments(request: Instance) -> tuple[Any, ...]:

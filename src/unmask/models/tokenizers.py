@@ -86,6 +86,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> l
     return cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text to be continued: after what the tokenizer puts in front (BOS), which stands there once.
+
+    What it would put at the end (BERT's `[SEP]`) is left out, since the text goes on.
+    """
+    ids, front = encode(tokenizer, text, special=False), _front(tokenizer)
+    return ids if ids[: len(front)] == front else front + ids
+
+
+def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts in front of a text."""
+    whole, inner = (encode(tokenizer, "a", special=special) for special in (True, False))
+    starts = range(len(whole) - len(inner) + 1)
+    start = next((at for at in starts if whole[at : at + len(inner)] == inner), 0)
+    return whole[:start]
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
     """Text of token ids, with special tokens only if `special`."""
     return cast(str, tokenizer.decode(list(ids), skip_special_tokens=not special))

@@ -16,7 +16,7 @@ _ROWS = ("chat", "ckpt")
 """Formats whose documents have rows of their own, and prompts that are not supervised."""
 _ONLY_FOR = {
     **dict.fromkeys(("text_field", "separator", "max_tokens", "streaming"), ("text",)),
-    **dict.fromkeys(("prompt_field", "answer_field", "chat_template", "supervise"), ("chat",)),
+    **dict.fromkeys(("prompt_field", "answer_field", "ignored_fields", "chat_template", "supervise"), ("chat",)),
     **dict.fromkeys(("pad_mode", "eos_cap"), _ROWS),
 }
 
@@ -62,6 +62,9 @@ class DataSettings:
     """Field of a chat row that holds the prompt; default: recognised (messages, question, instruction, ...)."""
     answer_field: str | None = None
     """Field of a chat row that holds the answer, with prompt_field."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of chat rows and of their messages to read as if they were not there (`timestamp`, `name`); any other
+    field of a message that nothing reads is an error."""
     malformed: Literal["error", "skip"] = "error"
     """What to do with rows that cannot be read, or the rest of a damaged file: stop and name the line, or skip and
     count them."""

@@ -128,7 +128,7 @@ def tokens_of(
     part = part_of(data, tokenizer, is_held_out=is_held_out)
     written: list[object] = []
     if data.format == "chat":
-        written = [tokenizer.chat_template, data.supervise]
+        written = [ChatTemplate(tokenizer).fingerprint(), data.supervise]
     kept = folder / f"{data.format}-{hash_of(*part.key, tokenizer_key(tokenizer), *written)}"
     if not TokenizedText.is_in(kept):
         _write(part, data, tokenizer, kept)
