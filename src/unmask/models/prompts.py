@@ -8,12 +8,12 @@ from typing import cast
 from torch import Tensor
 
 from unmask.errors import PromptError
+from unmask.models.continuations import Continuation
 from unmask.models.loading import Checkpoint
-from unmask.models.tokenizers import decode, encode, start_id
+from unmask.models.tokenizers import encode, start_id
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
-MASK_GLYPH = "\u2591"
 # Text in front of a piece that is not the first, so that tokenizers that put a space before a text put it there.
 _ANCHOR = "\n"
 
@@ -91,28 +91,10 @@ class PromptCodec:
             ids = [self.tokenizer.eos_token_id, *ids]
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
-    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """Generated tokens as text; decoded behind the prompt, because some tokenizers strip a leading space."""
-        if self.tokenizer is None:
-            return ""
-        before, both = decode(self.tokenizer, prompt), decode(self.tokenizer, [*prompt, *tokens])
-        if both.startswith(before):
-            return both[len(before) :]
-        return decode(self.tokenizer, tokens)
-
-    def canvas_text(self, canvas: Sequence[int | None]) -> str:
-        """A canvas as text, masks as a glyph."""
-        if self.tokenizer is None:
-            return " ".join(MASK_GLYPH if token is None else str(token) for token in canvas)
-        pieces: list[str] = []
-        known: list[int] = []
-        for token in [*canvas, None]:
-            if token is not None:
-                known.append(token)
-                continue
-            pieces += [decode(self.tokenizer, known), MASK_GLYPH]
-            known = []
-        return "".join(pieces[:-1])
+    def reader(self, prompt: Sequence[int]) -> Continuation:
+        """Reads what is generated after a prompt; it needs a tokenizer."""
+        assert self.tokenizer is not None, "the caller checks it"
+        return Continuation(self.tokenizer, prompt)
 
     def _behind(self, piece: str) -> list[int]:
         """Token ids of a piece that other text stands before."""
