@@ -195,11 +195,12 @@ def _generate(name: str, lm: DiffusionLM, recipe: Recipe, console: Console) -> R
         steps = None if params.denoising_steps is None else length // 2
         params = dataclasses.replace(params, max_new_tokens=length, denoising_steps=steps)
     frames: list[Frame] = []
+    prompt = lm.codec.encode(PROMPT)
 
     def seen() -> Iterator[Frame]:
         step: Step
-        for step in lm.stream(PROMPT, params):
-            frames.append(frame(step, lm.tokenizer))
+        for step in lm.stream(prompt, params):
+            frames.append(frame(step, lm.tokenizer, prompt=prompt))
             yield frames[-1]
 
     began = time.perf_counter()

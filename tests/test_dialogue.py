@@ -53,7 +53,7 @@ def with_text(lm: DiffusionLM, text: str, **params: object) -> Turn:
     dialogue = Dialogue(lm, dataclasses.replace(PARAMS, **params))  # type: ignore[arg-type]
     turn = dialogue.ask("x")
     tokens = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
-    turn.step = Step(canvas=(*tokens, None), revealed=(), confidence=(), forwards=1)
+    turn.step = Step(canvas=(*tokens, None), revealed=(), confidence=(), forwards=1, settled=len(tokens))
     return turn
 
 
@@ -99,7 +99,8 @@ def test_the_oldest_turns_make_room_once_and_with_a_notice(lm: DiffusionLM) -> N
         assert f"question {turn.forgotten - 1}" not in read(turn)
         is_new = number > 0 and forgotten[number] > forgotten[number - 1]
         assert bool(turn.notice) == is_new
-    assert "context of 128 tokens is full" in turns[forgotten.index(1)].notice
+    first = next(turn for turn in turns if turn.forgotten)
+    assert "context of 128 tokens is full" in first.notice
     assert len(dialogue.messages()) == 1 + 2 * 6
     dialogue.command("/set max_new_tokens=90")
     assert dialogue.ask("q").forgotten == 6
@@ -258,7 +259,8 @@ def test_what_is_shown_early_is_never_taken_back(lm: DiffusionLM) -> None:
     assert with_text(lm, "abc").settled == "abc"
     assert with_text(lm, "  abc \n").settled == "abc"
     half = with_text(lm, "gr\u00fc")
-    half.step = dataclasses.replace(half.step, canvas=(*half.tokens[:-1], None))  # type: ignore[type-var]
+    canvas = (*half.tokens[:-1], None)
+    half.step = dataclasses.replace(half.step, canvas=canvas, settled=len(canvas) - 1)  # type: ignore[type-var]
     assert half.settled == "gr"
     assert with_text(lm, "abc<", stop=("<end>",)).settled == "abc"
     assert with_text(lm, "abc<en", stop=("x", "<end>")).settled == "abc"

@@ -202,6 +202,7 @@ class Turn:
         self.params = dialogue.lm.resolved(dialogue.params)
         self.is_growing = self.params.decoding != "canvas"
         self.step: Step | None = None
+        self._reader = dialogue.lm.codec.reader(prompt)
 
     def __iter__(self) -> Iterator[Step]:
         for step in self.dialogue.lm.stream(self.prompt, self.params):
@@ -219,28 +220,22 @@ class Turn:
     @property
     def text(self) -> str:
         """The reply as far as it is known, up to a stop text; without the space around it unless plain."""
-        text = self.dialogue.lm.codec.continuation(self.prompt, self.tokens)
-        for stop in self.params.stop:
-            text = text.partition(stop)[0]
+        text = self._reader.until(self.tokens, self.params.stop)[0]
         return text if self.dialogue.is_plain else text.strip()
 
     @property
     def settled(self) -> str:
-        """The beginning of `text` that further tokens cannot change: it ends in no part of a character or stop text."""
-        text = self.text.rstrip("\N{REPLACEMENT CHARACTER}")
-        for length in range(max(map(len, self.params.stop), default=1) - 1, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self.params.stop):
-                text = text[:-length]
-                break
-        return text.rstrip()
+        """The beginning of `text` that further steps cannot change: it ends in no part of a character or stop text."""
+        known = () if self.step is None else self.step.canvas[: self.step.settled]
+        text = self._reader.settled(cast("Sequence[int]", known), self.params.stop)
+        return (text if self.dialogue.is_plain else text.lstrip()).rstrip()
 
     @property
     def is_cut(self) -> bool:
         """Whether the reply ended only because it had `max_new_tokens`."""
         tokens, codec = self.tokens, self.dialogue.lm.codec
         ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else codec.end_ids())}
-        text = codec.continuation(self.prompt, tokens)
-        has_ended = bool(tokens) and (tokens[-1] in ends or any(stop in text for stop in self.params.stop))
+        has_ended = bool(tokens) and (tokens[-1] in ends or self._reader.until(tokens, self.params.stop)[1])
         return len(tokens) == self.params.max_new_tokens and not has_ended
 
     def _notice(self) -> str:

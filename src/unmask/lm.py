@@ -7,7 +7,6 @@ checkpoint is made for (or that the caller names) turns ids into ids, and the to
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,10 @@ from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import cpu_linear, loading
 from unmask.models.backbone import AttentionBackend, Backbone
+from unmask.models.continuations import MASK_GLYPH
 from unmask.models.folders import written_model
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
-from unmask.models.tokenizers import decode
 from unmask.outputs import Output, Score
 from unmask.runs import locate
 from unmask.settings.decoding import Decoding, SamplingParams
@@ -196,14 +195,16 @@ class DiffusionLM:
         return self._run(jobs, batch_size)
 
     def stream(self, prompt: Prompt | None = None, params: SamplingParams | None = None) -> Iterator[Step]:
-        """Generate one text and yield its `Step` after every forward; arguments as in `generate`."""
+        """Generate one text and yield its `Step` after every forward; arguments as in `generate`.
+
+        The last step's text is the one that `generate` returns, and what `settled_text` grows by adds up to it.
+        """
         (ids,) = self.codec.encode_all(prompt)
         one = self._each(params, 1)[0]
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
         while not run.done:
             run.advance()
-            step = run.observe(0)
-            yield dataclasses.replace(step, text=self.codec.canvas_text(step.canvas))
+            yield self._told(run.observe(0), ids, one, is_final=run.done)
 
     def score(
         self,
@@ -283,7 +284,8 @@ class DiffusionLM:
             )
         (job,) = jobs
         run = self._start([job.row], job.params)
-        feed(streamer, run, job.row.prompt, mask_token_id=self.backbone.diffusion.mask_token_id)
+        mask_token_id = self.backbone.diffusion.mask_token_id
+        feed(streamer, run, job.row.prompt, mask_token_id=mask_token_id, stop=self._stop_rule(job.params))
         return self._output(run.results()[0], job)
 
     def _start(self, rows: list[Row], params: SamplingParams) -> Run:
@@ -302,8 +304,21 @@ class DiffusionLM:
         if params.infill_length:
             return StopRule(eos_ids=eos_ids)
         ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
-        to_text = None if self.tokenizer is None else functools.partial(decode, self.tokenizer)
-        return StopRule(frozenset(ids), params.stop, eos_ids, to_text)
+        return StopRule(frozenset(ids), params.stop, eos_ids, None if self.tokenizer is None else self.codec.reader)
+
+    def _told(self, step: Step, prompt: Sequence[int], params: SamplingParams, *, is_final: bool) -> Step:
+        """The step with its texts."""
+        if self.tokenizer is None:
+            shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
+            return dataclasses.replace(step, text=" ".join(shown))
+        reader, known = self.codec.reader(prompt), cast("list[int]", list(step.canvas[: step.settled]))
+        text = reader.drawn(step.canvas, params.stop, is_final=is_final)
+        settled = text if is_final else reader.settled(known, params.stop)
+        return dataclasses.replace(step, text=text, settled_text=settled)
+
+    def _text(self, before: Sequence[int], tokens: Sequence[int], params: SamplingParams) -> str:
+        """What tokens add to those before them, up to a stop text."""
+        return "" if self.tokenizer is None else self.codec.reader(before).until(tokens, params.stop)[0]
 
     def _output(self, result: Generated, job: _Job) -> Output:
         params = job.params
@@ -311,7 +326,7 @@ class DiffusionLM:
         if job.pieces:
             text = "".join(part for pair in zip(job.pieces, [*infills, ""], strict=True) for part in pair)
         else:
-            text = _before(self.codec.continuation(job.row.prompt, result.token_ids), params.stop)
+            text = self._text(job.row.prompt, result.token_ids, params)
         return Output(
             text=text,
             token_ids=result.token_ids,
@@ -339,7 +354,7 @@ class DiffusionLM:
             start = starts[done]
             done += length
             gap = list(itertools.takewhile(lambda token: token not in ends, whole[start : start + length]))
-            found.append(_before(self.codec.continuation(whole[:start], gap), job.params.stop))
+            found.append(self._text(whole[:start], gap, job.params))
         return tuple(found)
 
 
@@ -369,13 +384,6 @@ def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
             f"({params.canvas_mode})."
         )
     return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first stop."""
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return text
 
 
 def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:

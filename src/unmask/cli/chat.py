@@ -160,14 +160,15 @@ class _Terminal:
         from unmask.reports.traces import frame
 
         if self.watches:
-            animate((frame(step, self.dialogue.lm.tokenizer) for step in turn), console=self.console)
+            given = {"prompt": turn.prompt, "stops": turn.params.stop}
+            animate((frame(step, self.dialogue.lm.tokenizer, **given) for step in turn), console=self.console)
         elif turn.is_growing:
             yield from turn
         else:
             with self.notices.status("") as status:
                 for step in turn:
                     known = sum(token is not None for token in step.canvas)
-                    status.update(f"{step.forwards} forwards, {known}/{len(step.canvas)} tokens")
+                    status.update(f"{step.forwards} forwards, {known}/{step.total} tokens")
                     yield step
 
     def _print(self, text: str) -> None:

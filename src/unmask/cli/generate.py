@@ -101,8 +101,10 @@ def _watch(lm: DiffusionLM, prompt: object, shown: str, params: SamplingParams) 
     from unmask.reports.replay import watch
     from unmask.reports.traces import frame
 
+    (ids,) = lm.codec.encode_all(prompt)  # type: ignore[arg-type]
+
     def frames() -> Iterator[object]:
-        for step in lm.stream(prompt, params):  # type: ignore[arg-type]
-            yield frame(step, lm.tokenizer)
+        for step in lm.stream(ids, params):
+            yield frame(step, lm.tokenizer, prompt=ids, stops=params.stop)
 
     watch(frames(), prompt=shown, console=Console())  # type: ignore[arg-type]

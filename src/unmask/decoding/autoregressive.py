@@ -50,6 +50,7 @@ class AutoregressiveRun:
         self._tokens: list[list[int]] = [[] for _ in rows]
         self._confidence: list[list[float]] = [[] for _ in rows]
         self._results: dict[int, Generated] = {}
+        self._endings = [stop.of(row) for row in rows]
 
     @property
     def done(self) -> bool:
@@ -74,7 +75,14 @@ class AutoregressiveRun:
         self._flush()
         tokens = self._tokens[row]
         newest = () if row in self._results and len(tokens) < self.forwards else (len(tokens) - 1,)
-        return Step(tuple(tokens), newest, tuple(self._confidence[row]), len(tokens), len(tokens))
+        return Step(
+            canvas=tuple(tokens),
+            revealed=newest,
+            confidence=tuple(self._confidence[row]),
+            forwards=len(tokens),
+            settled=len(tokens),
+            total=self.params.max_new_tokens,
+        )
 
     def results(self) -> list[Generated]:
         return [self._results[row] for row in range(len(self._rows))]
@@ -145,7 +153,7 @@ class AutoregressiveRun:
 
     def _finish(self, number: int) -> bool:
         tokens = self._tokens[number]
-        end = self.stop.end(tokens, start=len(tokens) - 1) if self.stop.is_active else None
+        end = self._endings[number].end(tokens) if self.stop.is_active else None
         if end is None and len(tokens) < self.params.max_new_tokens:
             return False
         reason: FinishReason = "length" if end is None else "stop"

@@ -41,6 +41,7 @@ class _Progress:
         step: steps taken in this block.
         steps: steps taken in all.
         edits: steps since the one that revealed the block's last place; -1 before it.
+        is_read: whether the last forward was a step, not one that only wrote keys.
         commits: forwards that only wrote keys.
         tokens: what is generated for good: all finished blocks.
     """
@@ -54,6 +55,7 @@ class _Progress:
     steps: int = 0
     edits: int = -1
     commits: int = 0
+    is_read: bool = False
     tokens: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -82,6 +84,8 @@ class BlockRun:
         self._num_rows = len(rows)
         self._is_cached = params.cache == "exact"
         self._results: dict[int, Generated] = {}
+        self._newest: set[int] = set()
+        self._endings = [stop.of(row) for row in rows]
         self._build(rows)
 
     @property
@@ -92,12 +96,13 @@ class BlockRun:
     def advance(self) -> None:
         """One forward: a step of each row's block, or, without fused commit, the keys of the one before it."""
         commits_apart = self._is_cached and not self.params.fused_commit
+        self._newest = {one.number for one in self._progress}
         reads = [one.committed == one.start or not commits_apart for one in self._progress]
         row_R, place_R = self._open(reads)
         column_R = self._block_BK[row_R, place_R]
         hidden_RD = self._forward(reads, row_R, column_R)
         for one, is_read in zip(self._progress, reads, strict=True):
-            one.committed = one.start
+            one.committed, one.is_read = one.start, is_read
             one.steps, one.step, one.commits = one.steps + is_read, one.step + is_read, one.commits + (not is_read)
         if any(reads):
             self._reveal(hidden_RD, row_R, place_R, column_R)
@@ -105,12 +110,12 @@ class BlockRun:
 
     def observe(self, row: int) -> Step:
         if row in self._results:
-            return self._step_of(self._results[row])
+            return self._step_of(row)
         at, one = next((at, one) for at, one in enumerate(self._progress) if one.number == row)
         # A block that is still to be evaluated is not shown.
         columns = slice(one.prompt, min(one.start + (self._length if one.step else 0), one.end))
         hidden = self._masked_BW[at, columns].tolist()
-        newest = (self._revealed_at_BW[at, columns] == one.steps).nonzero()[:, 0].tolist() if one.steps else []
+        newest = (self._revealed_at_BW[at, columns] == one.steps).nonzero()[:, 0].tolist() if one.is_read else []
         tokens, confidence = self._text_BW[at, columns].tolist(), self._confidence_BW[at, columns].tolist()
         return Step(
             canvas=tuple(None if masked else token for token, masked in zip(tokens, hidden, strict=True)),
@@ -118,6 +123,7 @@ class BlockRun:
             confidence=tuple(torch.nan if masked else c for c, masked in zip(confidence, hidden, strict=True)),
             forwards=one.forwards,
             settled=hidden.index(True) if True in hidden and self.params.edit_threshold is None else len(one.tokens),
+            total=one.end - one.prompt,
         )
 
     def results(self) -> list[Generated]:
@@ -286,7 +292,7 @@ class BlockRun:
             if not self._is_complete(one, masked, edited=edited):
                 return False
         text = [*one.tokens, *tokens[given:first_mask]][: one.end - one.prompt]
-        end = self.stop.end(text, start=len(one.tokens)) if self.stop.is_active else None
+        end = self._endings[one.number].end(text) if self.stop.is_active else None
         if end is None and len(text) < one.end - one.prompt:
             return False
         length = len(text) if end is None else end
@@ -307,10 +313,19 @@ class BlockRun:
         )
         return True
 
-    def _step_of(self, result: Generated) -> Step:
-        last = result.forwards - result.commits
-        newest = tuple(place for place, step in enumerate(result.revealed_at) if step == last)
-        return Step(result.token_ids, newest, result.confidence, result.forwards, len(result.token_ids))
+    def _step_of(self, row: int) -> Step:
+        """A finished row; others may have gone on since."""
+        result = self._results[row]
+        last = result.forwards - result.commits if row in self._newest else None
+        count = len(result.token_ids)
+        return Step(
+            canvas=result.token_ids,
+            revealed=tuple(place for place, step in enumerate(result.revealed_at) if step == last),
+            confidence=result.confidence,
+            forwards=result.forwards,
+            settled=count,
+            total=self.params.max_new_tokens,
+        )
 
     def _select(self, going: list[int]) -> None:
         index_B = self._host_tensor(going)

@@ -76,7 +76,10 @@ class CanvasRun:
             for number, template in enumerate(templates)
         ]
         self._num_rows = len(rows)
+        self._totals = [len(one.columns) for one in self._progress]
         self._results: dict[int, Generated] = {}
+        self._endings = [stop.of(row) for row in rows]
+        self._newest: set[int] = set()
         self._pace = _Pace(params)
         self._build(rows, templates, width)
 
@@ -87,9 +90,10 @@ class CanvasRun:
     @torch.inference_mode()
     def advance(self) -> None:
         """One step: candidates for the masked places of each row's block, of which the policy reveals some."""
+        self._newest = {one.number for one in self._progress if not one.complete}
         open_BW = self._masked_BW & self._in_block_BW
         row_R, column_R = open_BW.nonzero(as_tuple=True)
-        logits_RV = self._forward.logits(self._canvas_BW, row_R, column_R)
+        logits_RV = self._without_eos(self._forward.logits(self._canvas_BW, row_R, column_R))
         found = self._candidates(logits_RV, row_R, column_R)
         token_BW = self._canvas_BW.index_put((row_R, column_R), found.token_R)
         confidence_BW = self._confidence_BW.index_put((row_R, column_R), found.confidence_R.double())
@@ -115,20 +119,21 @@ class CanvasRun:
 
     def observe(self, row: int) -> Step:
         if row in self._results:
-            return _finished_step(self._results[row], self._forward.evaluations)
+            return self._finished_step(row)
         at, progress = next((at, one) for at, one in enumerate(self._progress) if one.number == row)
         columns = progress.columns
         masked = self._masked_BW[at, columns].tolist()
         tokens = self._canvas_BW[at, columns].tolist()
         confidence = self._confidence_BW[at, columns].tolist()
-        newest = ((self._revealed_at_BW[at, columns] == progress.steps) & ~self._masked_BW[at, columns]).nonzero()
+        is_new = (self._revealed_at_BW[at, columns] == progress.steps) & ~self._masked_BW[at, columns]
         first_mask = masked.index(True) if True in masked else len(masked)
         return Step(
             canvas=tuple(None if hidden else token for token, hidden in zip(tokens, masked, strict=True)),
-            revealed=tuple(newest[:, 0].tolist()),
+            revealed=tuple(is_new.nonzero()[:, 0].tolist()) if row in self._newest else (),
             confidence=tuple(torch.nan if hidden else one for one, hidden in zip(confidence, masked, strict=True)),
             forwards=progress.steps * self._forward.evaluations,
             settled=first_mask if self.params.remask is None else 0,
+            total=len(columns),
         )
 
     def results(self) -> list[Generated]:
@@ -136,15 +141,19 @@ class CanvasRun:
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
+    def _without_eos(self, logits_RV: Tensor) -> Tensor:
+        """The distribution that tokens, confidences and log-probabilities come from."""
+        eos_ids = self.stop.eos_ids[:1]
+        if not self.params.suppress_eos or not eos_ids:
+            return logits_RV
+        return logits_RV.index_fill(-1, logits_RV.new_tensor(eos_ids, dtype=torch.int64), -torch.inf)
+
     def _candidates(self, logits_RV: Tensor, row_R: Tensor, column_R: Tensor) -> Candidates:
-        eos_ids = self.stop.eos_ids
-        if self.params.suppress_eos and eos_ids:
-            logits_RV = logits_RV.index_fill(-1, logits_RV.new_tensor(eos_ids[:1], dtype=torch.int64), -torch.inf)
         keys = Keys(0, 0, 0, 0)  # nothing is drawn at temperature 0
         if self.params.temperature > 0:
             places_R = self._place_BW[row_R, column_R]
             keys = Keys(self._seed_B[row_R], self._sample_B[row_R], places_R, self._step_B[row_R])
-        late = eos_ids if self.params.defer_eos else ()
+        late = self.stop.eos_ids if self.params.defer_eos else ()
         return candidates(logits_RV, self.params, keys, draw=gumbel_maximum, late=late)
 
     def _chosen(self, certainty_BW: Tensor, open_BW: Tensor) -> Tensor:
@@ -229,7 +238,7 @@ class CanvasRun:
         if not progress.done:
             masked = self._masked_BW[at, progress.columns].tolist()
             first_mask = masked.index(True) if True in masked else len(tokens)
-        end = self.stop.end(tokens[:first_mask]) if may_stop or progress.done else None
+        end = self._endings[progress.number].end(tokens[:first_mask]) if may_stop or progress.done else None
         if end is None and not progress.done:
             return False
         length = len(tokens) if end is None else end
@@ -245,6 +254,19 @@ class CanvasRun:
             entropy=tuple(self._entropy_BW[at, columns].tolist()) if self.params.trace else (),
         )
         return True
+
+    def _finished_step(self, row: int) -> Step:
+        """A finished row; others may have gone on since."""
+        result = self._results[row]
+        last = result.forwards // self._forward.evaluations if row in self._newest else None
+        return Step(
+            canvas=result.token_ids,
+            revealed=tuple(place for place, step in enumerate(result.revealed_at) if step == last),
+            confidence=result.confidence,
+            forwards=result.forwards,
+            settled=len(result.token_ids),
+            total=self._totals[row],
+        )
 
     def _select(self, going: list[int]) -> None:
         index_B = self._host_tensor(going)
@@ -346,9 +368,3 @@ def _blocks(progress: _Progress, width: int) -> list[int]:
     for column, block in zip(progress.columns, numbers, strict=True):
         blocks[column] = block
     return blocks
-
-
-def _finished_step(result: Generated, evaluations: int) -> Step:
-    last = result.forwards // evaluations
-    newest = tuple(place for place, step in enumerate(result.revealed_at) if step == last)
-    return Step(result.token_ids, newest, result.confidence, result.forwards, len(result.token_ids))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from unmask.models.continuations import Continuation
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -36,11 +38,17 @@ class Step:
 
     Attributes:
         canvas: the generated places, None where masked.
-        revealed: the places that this step revealed, as indices into the canvas.
+        revealed: the places that the last forward revealed, as indices into the canvas; none if it only wrote keys or
+            the row took no part in it.
         confidence: probability of each token when it was revealed; NaN where still masked.
         forwards: network evaluations so far.
         settled: how many of the first places nothing can change any more.
-        text: the canvas as text, masks as a glyph; filled in where a tokenizer is at hand.
+        total: places that the text can have at most.
+        text: the canvas as text, masks as a glyph, up to the first stop text; in the last step, what `generate`
+            returns. Before it, what the known beginning may still lose to a stop text is left out. Filled in where a
+            tokenizer is at hand.
+        settled_text: the beginning of the text that nothing can change any more, so that what it grows by can be given
+            out; in the last step the whole text. Filled in like `text`.
     """
 
     canvas: tuple[int | None, ...]
@@ -48,7 +56,9 @@ class Step:
     confidence: tuple[float, ...]
     forwards: int
     settled: int = 0
+    total: int = 0
     text: str = ""
+    settled_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,43 +95,49 @@ class StopRule:
 
     Attributes:
         token_ids: ids that end it.
-        texts: texts that end it; they need `decode`.
+        texts: texts that end it; they need a `reader`.
         eos_ids: the model's end-of-text tokens, the tokenizer's own first, whether they end this output or not.
-        decode: token ids to text.
+        reader: of the tokens after a prompt.
     """
 
     token_ids: frozenset[int] = frozenset()
     texts: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] = ()
-    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
+    reader: Callable[[Sequence[int]], Continuation] | None = field(default=None, compare=False)
 
     @property
     def is_active(self) -> bool:
         """Whether anything can end an output early."""
         return bool(self.token_ids or self.texts)
 
-    def end(self, tokens: Sequence[int], *, start: int = 0) -> int | None:
+    def of(self, row: Row) -> Ending:
+        """The end of one row's output."""
+        return Ending(self, row)
+
+
+class Ending:
+    """Finds the end of a row's output in its tokens as they become known for good."""
+
+    def __init__(self, rule: StopRule, row: Row) -> None:
+        self.rule = rule
+        self._reader = rule.reader(row.prompt) if rule.texts and rule.reader is not None else None
+        self._checked = 0
+
+    def end(self, tokens: Sequence[int]) -> int | None:
         """How many tokens belong to the output if it ends within them, the stop itself included; None if it goes on.
 
-        The tokens before `start` are known to hold no stop token.
-        """
-        ends = [place + 1 for place in range(start, len(tokens)) if tokens[place] in self.token_ids][:1]
-        if self.texts and self.decode is not None:
-            text_end = self._text_end(tokens, self.decode)
-            ends += [] if text_end is None else [text_end]
-        return min(ends, default=None)
+        It ends with the first token that completes a stop, so it does not matter how many become known at a time.
 
-    def _text_end(self, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int | None:
-        if not any(text in decode(tokens) for text in self.texts):
-            return None
-        low, high = 1, len(tokens)
-        while low < high:
-            middle = (low + high) // 2
-            if any(text in decode(tokens[:middle]) for text in self.texts):
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        Args:
+            tokens: all that are known for good; those of the call before are a beginning of them.
+        """
+        for count in range(self._checked + 1, len(tokens) + 1):
+            if tokens[count - 1] in self.rule.token_ids:
+                return count
+            if self._reader is not None and self._reader.until(tokens[:count], self.rule.texts)[1]:
+                return count
+        self._checked = len(tokens)
+        return None
 
 
 class Run(Protocol):

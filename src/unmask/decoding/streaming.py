@@ -7,12 +7,12 @@ In: a run of one row. Out: calls of `put` with the prompt and then with the toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from unmask.decoding.step import Run
+from unmask.decoding.step import Run, StopRule
 from unmask.errors import SettingsError
 
 
@@ -28,8 +28,9 @@ class Streamer(Protocol):
         ...
 
 
-def feed(streamer: Streamer, run: Run, prompt: Sequence[int], *, mask_token_id: int | None) -> None:
-    """Run to the end, telling the streamer.
+def feed(streamer: Streamer, run: Run, prompt: Sequence[int], *, mask_token_id: int | None, stop: StopRule) -> None:
+    """Run to the end, telling the streamer: settled tokens up to a stop text, which is not given out, nor what may
+    become one. If a stop text begins inside a token, what stands before it is spelled with other tokens.
 
     Raises:
         SettingsError: the streamer wants logits, which exist for masked places only and are not kept.
@@ -40,15 +41,26 @@ def feed(streamer: Streamer, run: Run, prompt: Sequence[int], *, mask_token_id: 
             "that takes tokens, or DiffusionLM.stream for confidences."
         )
     put_draft = getattr(streamer, "put_draft", None)
+    reader = stop.reader(prompt) if stop.texts and stop.reader is not None else None
     streamer.put(torch.tensor([list(prompt)], dtype=torch.int64))
     told = 0
     while not run.done:
         run.advance()
         step = run.observe(0)
-        if step.settled > told:
-            streamer.put(torch.tensor(step.canvas[told : step.settled]))
-            told = step.settled
-        if put_draft is not None and len(step.canvas) > told:
-            ids = [mask_token_id if token is None else token for token in step.canvas[told:]]
-            put_draft(value=torch.tensor(ids))
+        known = cast("list[int]", list(step.canvas[: step.settled]))
+        count = len(known)
+        if reader is not None:
+            count = reader.num_settled(known, stop.texts, start=told, is_final=run.done)
+        new = known[told:count]
+        told = count
+        if reader is not None and run.done:
+            text, has_stop = reader.until(known, stop.texts)
+            new += reader.spelled(known[:told], text[len(reader.text(known[:told])) :]) if has_stop else []
+        if new:
+            streamer.put(torch.tensor(new))
+        if put_draft is not None and not run.done:
+            drawn = len(step.canvas) if reader is None else len(reader.pieces(step.canvas, stop.texts))
+            ids = [mask_token_id if token is None else token for token in step.canvas[told:drawn]]
+            if ids:
+                put_draft(value=torch.tensor(ids))
     streamer.end()

@@ -101,6 +101,7 @@ class TidarRun:
         self._results: dict[int, Generated] = {}
         self._texts = [_Text(number) for number in range(len(rows))]
         self._going = list(self._texts)
+        self._endings = [stop.of(row) for row in rows]
         self._build()
 
     @property
@@ -130,6 +131,7 @@ class TidarRun:
             confidence=tuple(text.confidence),
             forwards=text.forwards,
             settled=count,
+            total=self.params.max_new_tokens,
         )
 
     def results(self) -> list[Generated]:
@@ -304,7 +306,7 @@ class TidarRun:
     def _finish(self, text: _Text) -> bool:
         """Cut the text and record its result if it ends within what is decided."""
         limit = self.params.max_new_tokens
-        end = self.stop.end(text.tokens[:limit], start=text.newest) if self.stop.is_active else None
+        end = self._endings[text.number].end(text.tokens[:limit]) if self.stop.is_active else None
         if end is None and len(text.tokens) < limit:
             return False
         for values in text.lists:

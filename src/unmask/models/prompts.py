@@ -13,16 +13,16 @@ from torch import Tensor
 from unmask.errors import DataError, PromptError, SettingsError
 from unmask.models.chat_templates import PromptTemplate
 from unmask.models.chat_tokens import PromptEncoder
+from unmask.models.continuations import Continuation
 from unmask.models.loading import Checkpoint
 from unmask.models.messages import read_message, readable, shown
 from unmask.models.rendering import RefusalError
 from unmask.models.spelling import ESCAPE, MARK
-from unmask.models.tokenizers import decode, encode, encode_prompt, start_id
+from unmask.models.tokenizers import encode, encode_prompt, start_id
 
 Message = Mapping[str, Any]
 Ids = Sequence[int] | Tensor | np.ndarray[Any, Any]
 Prompt = str | Ids | Sequence[Message]
-MASK_GLYPH = "\u2591"
 # Text in front of a piece that is not the first, so that tokenizers that put a space before a text put it there.
 _ANCHOR = "\n"
 _KINDS = "A prompt is a text, token ids (a list, or a tensor or array of one dimension), or a list of chat messages"
@@ -168,28 +168,10 @@ class PromptCodec:
             ids = [self.tokenizer.eos_token_id, *ids]
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
-    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """Generated tokens as text; decoded behind the prompt, because some tokenizers strip a leading space."""
-        if self.tokenizer is None:
-            return ""
-        before, both = decode(self.tokenizer, prompt), decode(self.tokenizer, [*prompt, *tokens])
-        if both.startswith(before):
-            return both[len(before) :]
-        return decode(self.tokenizer, tokens)
-
-    def canvas_text(self, canvas: Sequence[int | None]) -> str:
-        """A canvas as text, masks as a glyph."""
-        if self.tokenizer is None:
-            return " ".join(MASK_GLYPH if token is None else str(token) for token in canvas)
-        pieces: list[str] = []
-        known: list[int] = []
-        for token in [*canvas, None]:
-            if token is not None:
-                known.append(token)
-                continue
-            pieces += [decode(self.tokenizer, known), MASK_GLYPH]
-            known = []
-        return "".join(pieces[:-1])
+    def reader(self, prompt: Sequence[int]) -> Continuation:
+        """Reads what is generated after a prompt; it needs a tokenizer."""
+        assert self.tokenizer is not None, "the caller checks it"
+        return Continuation(self.tokenizer, prompt)
 
     def _behind(self, piece: str) -> list[int]:
         """Token ids of a piece that other text stands before."""

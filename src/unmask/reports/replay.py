@@ -38,15 +38,17 @@ class Frame:
 
     `pieces` is the text of each position, None while it is masked. `confidence` is the probability with
     which each token was chosen, in [0, 1], NaN while masked or when it was not measured.
-    The canvas may grow or shrink from frame to frame, as it does when decoding block by block.
+    The canvas may grow or shrink from frame to frame, as it does when decoding block by block; `total` is the number of
+    positions that it can have at most, None where it has all of them.
 
     Raises:
-        ValueError: `pieces` and `confidence` differ in length.
+        ValueError: `pieces` and `confidence` differ in length, or `total` is smaller.
     """
 
     pieces: tuple[str | None, ...]
     confidence: tuple[float, ...]
     forwards: int
+    total: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.pieces) != len(self.confidence):
@@ -54,6 +56,13 @@ class Frame:
                 f"a frame needs one confidence per piece, got {len(self.confidence)} for {len(self.pieces)} "
                 f"pieces. Use NaN for a position that is masked."
             )
+        if self.total is not None and self.total < len(self.pieces):
+            raise ValueError(f"a frame of {len(self.pieces)} positions cannot be one of {self.total} in all.")
+
+    @property
+    def length(self) -> int:
+        """Positions that the canvas can have at most."""
+        return len(self.pieces) if self.total is None else self.total
 
     @property
     def num_revealed(self) -> int:
@@ -142,7 +151,7 @@ def _print_snapshots(frames: Iterable[Frame], console: Console) -> Frame | None:
     printed: Frame | None = None
     next_quarter = 0
     for frame in frames:
-        quarter = NUM_QUARTERS * frame.num_revealed // max(1, len(frame.pieces))
+        quarter = NUM_QUARTERS * frame.num_revealed // max(1, frame.length)
         if quarter >= next_quarter:
             _print_snapshot(frame, console)
             printed = frame
@@ -160,7 +169,7 @@ def _print_snapshot(frame: Frame, console: Console) -> None:
 
 
 def _progress(frame: Frame) -> Text:
-    revealed, total = frame.num_revealed, len(frame.pieces)
+    revealed, total = frame.num_revealed, frame.length
     line = f"forwards {frame.forwards}   tokens {revealed}/{total} ({revealed / max(1, total):.0%})"
     if frame.forwards:
         line += f"   {revealed / frame.forwards:.2f} tokens per forward"
@@ -228,7 +237,8 @@ def _record(replay: Replay) -> dict[str, object]:
             for position, cell in enumerate(cells)
             if position >= len(previous) or previous[position] != cell
         ]
-        frames.append({"forwards": frame.forwards, "length": len(cells), "changes": changes})
+        sizes = {"length": len(cells), "total": frame.length}
+        frames.append({"forwards": frame.forwards, **sizes, "changes": changes})
         previous = cells
     facts = [(printable(name), printable(value)) for name, value in replay.facts.items()]
     texts = {"title": printable(replay.title), "prompt": printable(replay.prompt)}

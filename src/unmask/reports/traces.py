@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from unmask.decoding.step import Step
+from unmask.models.continuations import Continuation
 from unmask.reports.replay import Frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def frame(step: Step, tokenizer: PreTrainedTokenizerBase | None) -> Frame:
-    """One frame: the text of each place."""
-    return Frame(tuple(pieces(step.canvas, tokenizer)), step.confidence, step.forwards)
+def frame(
+    step: Step,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    prompt: Sequence[int] = (),
+    stops: Sequence[str] = (),
+) -> Frame:
+    """One frame: the text of each place, up to the first stop text.
+
+    Args:
+        step: of a decoder.
+        tokenizer: None shows ids.
+        prompt: token ids that the text continues.
+        stops: texts that end it.
+    """
+    shown = tuple(pieces(step.canvas, tokenizer, prompt=prompt, stops=stops))
+    return Frame(shown, step.confidence[: len(shown)], step.forwards, total=step.total or None)
 
 
-def pieces(canvas: Sequence[int | None], tokenizer: PreTrainedTokenizerBase | None) -> list[str | None]:
+def pieces(
+    canvas: Sequence[int | None],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    prompt: Sequence[int] = (),
+    stops: Sequence[str] = (),
+) -> list[str | None]:
     """The text that each token adds to the ones before it; None where masked.
 
     A character of several tokens appears with its last one. Special tokens are shown by name.
     """
     if tokenizer is None:
         return [None if token is None else f" {token}" for token in canvas]
-    found: list[str | None] = []
-    known: list[int] = []
-    before = ""
-    for token in canvas:
-        if token is None:
-            found.append(None)
-            known, before = [], ""
-            continue
-        if token in tokenizer.all_special_ids:
-            found.append(cast(str, tokenizer.convert_ids_to_tokens(token)))
-            known, before = [], ""
-            continue
-        known.append(token)
-        text = cast(str, tokenizer.decode(known))
-        complete = not text.endswith("\N{REPLACEMENT CHARACTER}")
-        found.append(text[len(before) :] if complete else "")
-        before = text if complete else before
-    return found
+    return Continuation(tokenizer, prompt).pieces(canvas, stops)
