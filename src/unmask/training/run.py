@@ -20,6 +20,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder, environment
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
+from unmask.training import requirements
 from unmask.training.distributed import parting, start
 from unmask.training.model_card import model_card
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
@@ -61,6 +62,7 @@ def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) ->
         CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    requirements.check_start(recipe)
     accelerator = start(recipe.training, run.root)
     if accelerator.is_main_process:
         _open_run(recipe, run, resume)
@@ -79,6 +81,7 @@ def _trained(
     source = None if resume is None else checkpoints.resumable(run, resume)
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
+    requirements.check_end(recipe, checkpoint, text)
     with parting(accelerator, is_last=is_last):
         ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, source)
         if ended_by is None and accelerator.is_main_process:
@@ -156,7 +159,9 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     from unmask.objectives.methods import objective
 
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    requirements.check_start(recipe)
     text, checkpoint = prepare(recipe, run, None)
+    requirements.check_end(recipe, checkpoint, text)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     steps = total_steps(recipe, text.train)
