@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import note, show
+from unmask.destinations import check_folder
 from unmask.errors import SettingsError, require
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     parsed = options.parse_args(list(arguments))
     if parsed.block_length is not None and parsed.block_length < 1:
         raise SettingsError(f"--block-length must be at least 1, got {parsed.block_length}.")
+    if parsed.rule_only and (parsed.head or parsed.layers):
+        raise SettingsError("--head and --layers choose weights, and --rule-only leaves them out. Leave one out.")
+    check_folder(parsed.output_dir, "--output-dir")
     require("matplotlib", extra="plots", purpose="A picture of attention")
     quiet_libraries()
     from unmask.analysis.attention_maps import attention_map, layouts

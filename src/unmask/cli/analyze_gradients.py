@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from unmask.cli.options import parser
 from unmask.cli.output import note, show
+from unmask.destinations import check_folder
 from unmask.errors import ReportError
 from unmask.runs import RunFolder
 
@@ -46,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
         help="[default: RUN/plots/gradients; gradients/ID for a run of wandb]",
     )
     parsed = options.parse_args(list(arguments))
+    if parsed.output_dir is not None:
+        check_folder(parsed.output_dir, "--output-dir")
     from unmask.analysis.gradient_history import COUNTED_NOTE, history, matrices
     from unmask.analysis.gradient_pictures import draw, write_matrices
 

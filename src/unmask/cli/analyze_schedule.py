@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.cli.options import Parser, parser, quiet_libraries
+from unmask.cli.options import Parser, parser, quiet_libraries, refuse_without
 from unmask.cli.output import note, show
+from unmask.destinations import check_file, check_folder
 from unmask.errors import CheckpointError, SettingsError, require
 from unmask.runs import locate
 from unmask.settings.checks import at_least
@@ -43,6 +44,15 @@ def run(arguments: Sequence[str]) -> int:
     at_least(2, mask_counts=parsed.mask_counts)
     if parsed.save is not None and parsed.save.suffix != SUFFIX:
         raise SettingsError(f"--save must name a {SUFFIX} file, got {parsed.save}.")
+    if parsed.data is None:
+        text = {
+            f"--{name.replace('_', '-')}" for name in ("text_field", "separator") if getattr(parsed, name) is not None
+        }
+        refuse_without(text, "--data", "whose text it is about; a run's held-out text is read as in training")
+    check_folder(parsed.output_dir, "--output-dir")
+    if parsed.save is not None:
+        check_file(parsed.save, "--save")
+    temperatures = _temperatures(parsed)
     require("matplotlib", extra="plots", purpose="A picture of schedules")
     quiet_libraries()
     from unmask.analysis.schedule_generation import check_judge
@@ -53,7 +63,6 @@ def run(arguments: Sequence[str]) -> int:
     schedules = [part.strip() for part in parsed.schedules.split(",")]
     for schedule in schedules:
         check_schedule(schedule, parsed.places)
-    temperatures = _temperatures(parsed)
     judge = None if parsed.judge is None else DiffusionLM.from_pretrained(parsed.judge).optimize_for_inference()
     if judge is not None:
         check_judge(judge, str(parsed.judge))
@@ -88,7 +97,7 @@ def _parser() -> Parser:
     options.add_argument(
         "--data", action="append", metavar="SOURCE", help="text, repeatable [default: what the run holds out]"
     )
-    options.add_argument("--text-field", "--text_field", default="text", metavar="NAME", help="of JSON rows [text]")
+    options.add_argument("--text-field", "--text_field", metavar="NAME", help="of JSON rows [text]")
     options.add_argument("--separator", metavar="TEXT", help="between two documents of a plain-text file")
     options.add_argument(
         "--places", type=int, metavar="N", help="that a schedule fills [default: 64; block diffusion: those of a block]"
@@ -190,7 +199,7 @@ def _texts(parsed: argparse.Namespace) -> Iterable[str]:
     if parsed.data is None:
         documents, parsed.data = compare_text.held_out([parsed.model], compare_text.recipes([parsed.model]))
         return documents
-    return Corpus(parsed.data, DataSettings(text_field=parsed.text_field, separator=parsed.separator))
+    return Corpus(parsed.data, DataSettings(text_field=parsed.text_field or "text", separator=parsed.separator))
 
 
 def _conformance(found: Analysis, places: int) -> Iterator[Conformance]:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
+from unmask.cli.options import add_placement, add_sampling, parser, placement, quiet_libraries, sampling
 from unmask.cli.output import note, show
+from unmask.cli.prompts import check_stdin
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -36,16 +37,17 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--watch", action="store_true", help="redraw the reply after every forward (on a terminal)")
     options.add_argument("--system", metavar="TEXT", help="message that stands before all turns")
     options.add_argument("--plain", action="store_true", help="continue each message as a text, without chat template")
-    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
-    options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
+    add_placement(options)
     add_sampling(options, skip=("n", "trace", "infill_length"))  # one reply per message, and no gaps
     parsed = options.parse_args(list(arguments))
     params = sampling(parsed)
+    check_stdin()
     quiet_libraries()
+    place = placement(parsed)
     from unmask.dialogue import Dialogue
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype).optimize_for_inference()
+    lm = DiffusionLM.from_pretrained(parsed.model, **place).optimize_for_inference()
     dialogue = Dialogue(lm, params, system=parsed.system, is_plain=parsed.plain)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _Terminal(dialogue, watches=parsed.watch).talk()

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.cli.options import Parser, add_settings, parser, quiet_libraries, settings
+from unmask.cli import compare_options
+from unmask.cli.options import placement, quiet_libraries, settings
 from unmask.cli.output import as_json, note, show
+from unmask.destinations import check_file
 from unmask.errors import PromptError, SettingsError, require
 from unmask.runs import environment, locate
 from unmask.settings.comparison import ComparisonSettings
-from unmask.settings.evaluation import AnswerSettings, TaskSettings
 from unmask.writing import write_text
 
 if TYPE_CHECKING:
@@ -28,29 +29,26 @@ if TYPE_CHECKING:
     from unmask.evaluation.downstream import Prepared
     from unmask.evaluation.pieces import Piece
 
-_EXAMPLES = """\
-  unmask compare runs/python-docs runs/python-docs-ar           # on the text that both runs hold out
-  unmask compare runs/a runs/b runs/c --save --output-dir comparisons --output-name kinds
-  unmask compare runs/a Qwen/Qwen3-0.6B --data my.jsonl         # any tokenizers, on the same bytes
-  unmask compare runs/a runs/b --judge Qwen/Qwen3-0.6B --texts 64 --new-tokens 128
-  unmask compare runs/a runs/b --tasks hellaswag,piqa --limit 200
-"""
-_TASK_FIELDS = {"limit", "num_fewshot", "mc_num"}
 _HOMES = (Path("experiments"), Path("runs"))
 _SHOWN_TEXTS = 3
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the verb; returns the exit code."""
-    parsed = _options().parse_intermixed_args(list(arguments))
+    parsed = compare_options.options().parse_intermixed_args(list(arguments))
     chosen = settings(ComparisonSettings, parsed)
     names = _named(_models(parsed))
+    compare_options.check_together(parsed, chosen)
+    stem = Path("comparisons") if parsed.output_dir is None else parsed.output_dir
+    stem /= parsed.output_name or "-vs-".join(map(_file_name, names))
     if parsed.save:
         require("matplotlib", extra="plots", purpose="The page of a comparison (--save)")
+        check_file(stem.with_name(stem.name + ".json"), "--output-dir with --output-name")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     tasks = _prepared_tasks(parsed)
     quiet_libraries()
+    parsed.device, parsed.dtype = placement(parsed).values()
     with _threads(chosen.threads):
         record = _record(names, parsed, chosen, tasks)
     from unmask.reports.comparison import as_csv, as_markdown
@@ -59,64 +57,11 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.save:
         from unmask.reports.comparison_page import page
 
-        stem = parsed.output_dir / (parsed.output_name or "-vs-".join(map(_file_name, names)))
         files = {".json": as_json(record, indent=2) + "\n", ".csv": as_csv(record), ".html": page(record)}
         for ending, text in files.items():
             write_text(stem.with_name(stem.name + ending), text)
             note(f"wrote {stem}{ending}")
     return 0
-
-
-def _options() -> Parser:
-    options = parser(
-        "compare",
-        "Compare runs and models on the same held-out text: bits per byte (exact, or an upper bound with its standard "
-        "error), paired bootstrap intervals over the documents, generated texts, speed, downstream tasks.",
-        _EXAMPLES,
-    )
-    options.add_argument(
-        "models", nargs="*", metavar="RUN_OR_MODEL", help="two or more run folders, model folders, ids"
-    )
-    options.add_argument("--data", action="append", default=argparse.SUPPRESS, metavar="SOURCE", help=_DATA_HELP)
-    for name, text in _TEXT_HELP.items():
-        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
-        choices = ("error", "skip") if name == "malformed" else None
-        metavar = None if choices else "VALUE"
-        options.add_argument(*spellings, default=argparse.SUPPRESS, metavar=metavar, choices=choices, help=text)
-    options.add_argument("--judge", metavar="MODEL", help="independent autoregressive model that reads what is written")
-    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
-    options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
-    saving = options.add_argument_group("files")
-    saving.add_argument("--save", "--save-results", "--save_results", action="store_true", help="JSON, CSV and a page")
-    saving.add_argument(
-        "--output-dir", "--output_dir", type=Path, default=Path("comparisons"), metavar="DIR", help="[comparisons]"
-    )
-    saving.add_argument("--output-name", "--output_name", metavar="NAME", help="[default: A-vs-B]")
-    add_settings(options, ComparisonSettings, "what is measured")
-    tasks = options.add_argument_group("downstream tasks of lm-evaluation-harness")
-    tasks.add_argument("--tasks", default=argparse.SUPPRESS, metavar="NAMES", help="with commas between them")
-    tasks.add_argument(
-        "--include-path", "--include_path", action="append", default=[], metavar="DIR", help="definitions of your own"
-    )
-    for kind in (TaskSettings, AnswerSettings):
-        others = {one.name for one in dataclasses.fields(kind)} - _TASK_FIELDS
-        add_settings(options, kind, "of the tasks", skip=others)
-    original = options.add_argument_group("as TDLM names it")
-    original.add_argument("--dd", "--diffusion", metavar="RUN", help="the diffusion run, in --experiments-dir")
-    original.add_argument("--ar", "--autoregressive", metavar="RUN", help="the autoregressive one, likewise")
-    original.add_argument(
-        "--experiments-dir", "--experiments_dir", type=Path, metavar="DIR", help="[default: here, experiments or runs]"
-    )
-    return options
-
-
-_DATA_HELP = "text to compare on [default: what all runs hold out, if that is the same]"
-_TEXT_HELP = {
-    "text-field": "field of JSON rows [default: text]",
-    "separator": "text between the documents of a plain-text file",
-    "split": "split of a Hugging Face dataset [default: train]",
-    "malformed": "rows that cannot be read [default: error]",
-}
 
 
 def _models(parsed: argparse.Namespace) -> list[str]:
@@ -345,7 +290,7 @@ def _judged(
 
 def _prepared_tasks(parsed: argparse.Namespace) -> Sequence[Prepared]:
     if "tasks" not in parsed:
-        unused = sorted(name for name in _TASK_FIELDS if name in parsed)
+        unused = sorted(name for name in compare_options.TASK_FIELDS if name in parsed)
         if unused:
             raise SettingsError(
                 f"--{unused[0].replace('_', '-')} belongs to --tasks, which is not given. Leave it out."
@@ -358,7 +303,7 @@ def _prepared_tasks(parsed: argparse.Namespace) -> Sequence[Prepared]:
     names = [name.strip() for name in parsed.tasks.split(",") if name.strip()]
     if not names:
         raise SettingsError("--tasks names no task. Example: --tasks hellaswag,arc_easy")
-    tree = {name: value for name, value in vars(parsed).items() if name in _TASK_FIELDS} | {
+    tree = {name: value for name, value in vars(parsed).items() if name in compare_options.TASK_FIELDS} | {
         "batch_size": getattr(parsed, "batch_size", ComparisonSettings.batch_size),
         "seed": getattr(parsed, "seed", ComparisonSettings.seed),
     }

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unmask.errors import CheckpointError, ReportError
 from unmask.runs import RunFolder, locate
@@ -18,6 +18,8 @@ from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from unmask.evaluation.downstream import Prepared
     from unmask.evaluation.likelihood import RowNats
     from unmask.evaluation.pieces import Piece, Reader
@@ -67,8 +69,8 @@ class Plan:
     prompts: list[str]
     new_tokens: int
     tasks: Sequence[Prepared]
-    device: str | None
-    dtype: str
+    device: torch.device | None
+    dtype: torch.dtype | Literal["auto"]
 
 
 def reader(model: str, name: str, recipe: Recipe | None, settings: ComparisonSettings) -> Reader:

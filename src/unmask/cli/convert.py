@@ -9,6 +9,7 @@ from typing import get_args
 
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import show
+from unmask.destinations import check_folder
 from unmask.errors import CheckpointError, SettingsError, nearest
 from unmask.models.folders import check_new, written_model
 from unmask.models.published.registry import TARGETS, target_format
@@ -60,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     _check_options(parsed.to, parsed.dtype, parsed.max_shard_size)
     _check_code(parsed.to, parsed.remote_code)
     objective = _objective(parsed.to, parsed.block_length)
+    check_folder(target, "OUT")
     check_new(target)
     quiet_libraries()
     from unmask.models import loading

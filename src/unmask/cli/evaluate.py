@@ -14,8 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unmask.cli.options import Parser, add_sampling, add_settings, parser, quiet_libraries, sampling_names
+from unmask.cli.options import (
+    Parser,
+    add_placement,
+    add_sampling,
+    add_settings,
+    parser,
+    placement,
+    quiet_libraries,
+    refuse_without,
+    sampling_names,
+)
 from unmask.cli.output import as_json, show, show_json
+from unmask.destinations import check_file
 from unmask.errors import SettingsError
 from unmask.settings.evaluation import AnswerSettings, EvaluationSettings, TaskSettings
 from unmask.writing import write_text
@@ -34,6 +45,7 @@ _WAYS = {
     "infilling": "infilling (--infilling)",
 }
 _COMMON = {"model", "output", "json", "device", "dtype"}
+_OF_DATA = ("context_length", "text_field", "separator", "split", "malformed")
 _TITLES: dict[type, str] = {
     EvaluationSettings: "likelihood of text",
     TaskSettings: "tasks",
@@ -48,14 +60,16 @@ def run(arguments: Sequence[str]) -> int:
     given = options.parse_args(list(arguments))
     way = "infilling" if "infilling" in given else "tasks" if "tasks" in given or "recipe" in given else "text"
     _check(given, way, used)
+    _check_files(given)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     module = importlib.import_module(f"unmask.cli.evaluate_{way}")
     quiet_libraries()
+    place = placement(given)
     measure = module.prepare(given.model, given)
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(given.model, device=given.device, dtype=given.dtype).optimize_for_inference()
+    lm = DiffusionLM.from_pretrained(given.model, **place).optimize_for_inference()
     record: dict[str, Any] = {}
     try:
         for record in measure(lm):
@@ -78,8 +92,7 @@ def _options() -> tuple[Parser, dict[str, set[str]]]:
     options.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model folder or hub id")
     options.add_argument("--output", metavar="FILE", help="also write the JSON record here")
     options.add_argument("--json", action="store_true", help="print the JSON record instead of the table")
-    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
-    options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
+    add_placement(options)
     used: dict[str, set[str]] = {way: set() for way in _WAYS}
     _add_own(options, used)
     kinds = {kind: {one.name for one in dataclasses.fields(kind)} for kind in _TITLES}
@@ -133,6 +146,15 @@ def _add_own(options: Parser, used: dict[str, set[str]]) -> None:
     )
 
 
+def _check_files(given: argparse.Namespace) -> None:
+    """Whether what is measured can be written, found out before it is."""
+    files = {name: value for name in ("output", "samples") if (value := getattr(given, name, None)) is not None}
+    for name, file in files.items():
+        check_file(file, f"--{name}")
+    if len({str(Path(file).absolute()) for file in files.values()}) < len(files):
+        raise SettingsError(f"--output and --samples name one file, {given.output}. Name another for one of them.")
+
+
 def _check(given: argparse.Namespace, way: str, used: dict[str, set[str]]) -> None:
     for name in sorted(set(vars(given)) - _COMMON - used[way]):
         homes = [_WAYS[other] for other, names in used.items() if name in names]
@@ -140,3 +162,6 @@ def _check(given: argparse.Namespace, way: str, used: dict[str, set[str]]) -> No
             f"--{name.replace('_', '-')} goes with {' and '.join(homes)}, and this command measures {_WAYS[way]}. "
             "Leave it out."
         )
+    if way == "text" and "data" not in given:
+        unused = {f"--{name.replace('_', '-')}" for name in _OF_DATA if name in given}
+        refuse_without(unused, "--data", "whose text it is about; a run's own held-out text is read as in training")

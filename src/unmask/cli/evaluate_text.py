@@ -35,6 +35,9 @@ def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], It
             f"{model} is no run folder with a held-out text. Name the text: --data FILE; or tasks: --tasks hellaswag"
         )
 
+    if "data" in given:
+        _data(given, getattr(given, "context_length", 2))  # what is wrong with it is found before the model is read
+
     def measure(lm: DiffusionLM) -> Iterator[dict[str, Any]]:
         text = _sources(lm, recipe, given) if "data" in given else recipe
         assert text is not None, "checked above"
@@ -47,11 +50,16 @@ def _sources(lm: DiffusionLM, recipe: Recipe | None, given: argparse.Namespace) 
     """A recipe whose text is the sources given, in rows as long as the run's own, of whole blocks of the model."""
     length = recipe.data.context_length if recipe else min(512, lm.backbone.context_length)
     length = getattr(given, "context_length", length)
-    chosen = {name: getattr(given, name) for name in ("text_field", "separator", "split", "malformed") if name in given}
-    data = DataSettings(train=tuple(given.data), context_length=length, validation_fraction=0.0, **chosen)
+    data = _data(given, length)
     if lm.backbone.diffusion.method == "block_diffusion":
         return Recipe(data=data, objective=ObjectiveSettings(method="block_diffusion"))
     return Recipe(data=data)
+
+
+def _data(given: argparse.Namespace, context_length: int) -> DataSettings:
+    """The sources that the options name."""
+    chosen = {name: getattr(given, name) for name in ("text_field", "separator", "split", "malformed") if name in given}
+    return DataSettings(train=tuple(given.data), context_length=context_length, validation_fraction=0.0, **chosen)
 
 
 def evaluated(

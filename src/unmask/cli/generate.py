@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.cli.options import add_sampling, parser, quiet_libraries, sampling
+from unmask.cli.options import add_placement, add_sampling, parser, placement, quiet_libraries, sampling
 from unmask.cli.output import note, show, show_json
+from unmask.cli.prompts import read_prompts
 from unmask.errors import PromptError, SettingsError
 from unmask.settings.decoding import SamplingParams
 
@@ -40,18 +40,19 @@ def run(arguments: Sequence[str]) -> int:
     options.add_argument("--suffix", metavar="TEXT", help="fill the gap between each prompt and this text")
     options.add_argument("--watch", action="store_true", help="redraw the text after every forward")
     options.add_argument("--json", action="store_true", help="one JSON object per text, on stdout")
-    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
-    options.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
+    add_placement(options)
     add_sampling(options)
     parsed = options.parse_intermixed_args(list(arguments))
     params = sampling(parsed)
-    prompts = _prompts(parsed.prompts, parsed.file)
-    if parsed.suffix is not None and (parsed.watch or parsed.chat):
-        raise SettingsError("--suffix fills gaps in plain text. It does not go with --watch or --chat.")
+    _check_together(parsed, params)
+    prompts = read_prompts(parsed.prompts, parsed.file)
+    if parsed.chat and None in prompts:
+        raise PromptError("--chat needs a message to answer: unmask generate RUN_OR_MODEL --chat MESSAGE")
     quiet_libraries()
+    place = placement(parsed)
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype).optimize_for_inference()
+    lm = DiffusionLM.from_pretrained(parsed.model, **place).optimize_for_inference()
     asked = [[{"role": "user", "content": prompt or ""}] if parsed.chat else prompt for prompt in prompts]
     began = time.perf_counter()
     if parsed.watch:
@@ -69,13 +70,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prompts(words: Sequence[str], file: str | None) -> list[str | None]:
-    prompts: list[str | None] = [sys.stdin.read() if word == "-" else word for word in words]
-    if file is not None:
-        if not Path(file).is_file():
-            raise PromptError(f"There is no prompt file {file} (in {Path.cwd()}).")
-        prompts += [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return prompts or [None]
+def _check_together(parsed: argparse.Namespace, params: SamplingParams) -> None:
+    """Refuse options of which one would be ignored."""
+    if parsed.suffix is not None and (parsed.watch or parsed.chat):
+        raise SettingsError("--suffix fills gaps in plain text. It does not go with --watch or --chat.")
+    if parsed.watch and (parsed.json or params.n > 1):
+        raise SettingsError("--watch draws one text as it is made. It does not go with --json, or with --n above 1.")
+    if params.trace and not parsed.json:
+        raise SettingsError("--trace records what --json prints. Add --json, or leave --trace out.")
+    if params.infill_length and parsed.suffix is None:
+        raise SettingsError("--infill-length is the length of a gap, which --suffix makes. Add --suffix TEXT.")
 
 
 def _rates(outputs: Sequence[Output]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import note, show
+from unmask.destinations import check_folder
 from unmask.errors import CheckpointError
 from unmask.models.folders import check_new, written_model
 
@@ -30,11 +31,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     parsed = options.parse_args(list(arguments))
     out = Path(parsed.out)
+    check_folder(out, "OUT")
     check_new(out)
     quiet_libraries()
     from unmask.models import adapters, loading
+    from unmask.models.devices import dtype_named
     from unmask.runs import locate
 
+    dtype = dtype_named(parsed.dtype)
     name = locate(parsed.adapter)
     saved = adapters.find(name)
     if saved is None:
@@ -44,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
             f"The adapter was trained on {saved.quantization} weights and is merged into the whole weights of "
             f"{saved.base}, so its predictions differ a little from those in training.",
         )
-    checkpoint = adapters.merged(loading.load(name, dtype=parsed.dtype, device="cpu", quantize=None))
+    checkpoint = adapters.merged(loading.load(name, dtype=dtype, device="cpu", quantize=None))
     with written_model(out) as partial:
         loading.save(checkpoint, partial)
     show(out)

@@ -20,14 +20,16 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `SettingsError`, with the nearest option for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
+        see = f"See `{self.prog} --help`."
         unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            name = unknown.split()[0].partition("=")[0]
-            options = [
-                option for action in self._actions for option in action.option_strings if option.startswith("--")
-            ]
-            raise SettingsError(f"There is no option `{name}`. {nearest(name, options)}")
-        raise SettingsError(f"{message}. See `{self.prog} --help`.")
+        if unknown == message:
+            raise SettingsError(f"{message}. {see}")
+        name = unknown.partition("=")[0].split(" ")[0]
+        if not name.startswith("-"):
+            raise SettingsError(f"There is nothing to do with the word `{unknown}`. {see}")
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        close = nearest(name, options)
+        raise SettingsError(f"There is no option `{name}`. {close if close.startswith('Did') else see}")
 
 
 def parser(verb: str, description: str, examples: str) -> Parser:
@@ -69,6 +71,39 @@ def settings(kind: type[T], parsed: argparse.Namespace, **defaults: Any) -> T:
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     tree = {name: given[name] for name in names if name in given}
     return config.from_tree(kind, defaults | tree)
+
+
+def add_placement(target: argparse.ArgumentParser) -> None:
+    """Where a model is put, and the type of its weights."""
+    target.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... [default: the accelerator, if any]")
+    target.add_argument("--dtype", metavar="DTYPE", default="auto", help="type of the weights [default: as saved]")
+
+
+def placement(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The device and type that the parsed options name, which are there.
+
+    Raises:
+        SettingsError: they are not.
+    """
+    from unmask.models.devices import device_named, dtype_named
+
+    device = None if parsed.device is None else device_named(parsed.device)
+    return {"device": device, "dtype": dtype_named(parsed.dtype)}
+
+
+def refuse_without(given: Collection[str], needed: str, reason: str) -> None:
+    """Refuse options that do nothing without another one.
+
+    Args:
+        given: the options that were given, as they are written.
+        needed: the one that is missing.
+        reason: what it would do.
+
+    Raises:
+        SettingsError: there are such options.
+    """
+    if given:
+        raise SettingsError(f"{' and '.join(sorted(given))}: only with {needed}, {reason}. Add it, or leave them out.")
 
 
 def add_sampling(target: Parser, title: str = "sampling", *, skip: Collection[str] = ()) -> None:

@@ -45,13 +45,13 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in [parsed.recipe, *parsed.overrides] if word is not None]
     file = words.pop(0) if words and "=" not in words[0] else None
     pipeline = config.load(PipelineRecipe, file=file, overrides=words)
-    if parsed.print_config:
-        show(config.to_yaml(pipeline), end="")
-        return 0
     if parsed.prompt:
         pipeline = dataclasses.replace(
             pipeline, inference=dataclasses.replace(pipeline.inference, prompts=tuple(parsed.prompt))
         )
+    if parsed.print_config:
+        show(config.to_yaml(pipeline), end="")
+        return 0
     return _run(pipeline, _STAGES if parsed.stage == "all" else (parsed.stage,), parsed.restart, dry=parsed.dry_run)
 
 

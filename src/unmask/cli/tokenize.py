@@ -13,6 +13,7 @@ from typing import get_args
 from unmask import config
 from unmask.cli.options import Parser, parser, quiet_libraries
 from unmask.cli.output import note, show
+from unmask.destinations import check_folder
 from unmask.errors import DataError, SettingsError
 from unmask.runs import locate
 from unmask.settings.data import DataSettings, OverLong, Supervise
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         {"format": "chat"} | {name: getattr(parsed, name) for name in ("chat_template", "supervise", "malformed")},
     )
     target = Path(parsed.out)
+    check_folder(target, "--out")
     if target.exists():
         raise DataError(f"{target} exists already. Name another folder, or remove it: rm -r {target}")
     quiet_libraries()

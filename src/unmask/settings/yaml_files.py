@@ -160,10 +160,9 @@ def _text_of(file: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line, byte = content[: error.start].count(b"\n") + 1, content[error.start]
         raise SettingsError(
-            f"{file} is not valid YAML: it is not UTF-8, line {line} has the byte 0x{content[error.start]:02x}. Save "
-            "it as UTF-8."
+            f"{file} is not valid YAML: it is not UTF-8, line {line} has the byte 0x{byte:02x}. Save it as UTF-8."
         ) from None
 
 

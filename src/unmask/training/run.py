@@ -21,7 +21,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training import lineage
+from unmask.training import lineage, requirements
 from unmask.training.branches import relink
 from unmask.training.distributed import from_main, parting, start
 from unmask.training.model_card import model_card
@@ -69,6 +69,7 @@ def train(
         SettingsError: the recipe changes what a resumed run keeps.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    requirements.check_start(recipe)
     accelerator = start(recipe.training, run.root)
     with contextlib.ExitStack() as stack:
         opening = None
@@ -113,6 +114,7 @@ def _trained(
     """Train in a run folder that is ready; the signal that ended it early, or None."""
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
+    requirements.check_end(recipe, checkpoint, text)
     with parting(accelerator, is_last=is_last):
         ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, opening, source)
         if ended_by is None and accelerator.is_main_process:
@@ -226,7 +228,9 @@ def _planned(recipe: Recipe, folder: Path, source: Path | None) -> Iterator[str]
     """The lines of a dry run whose tokens are kept in `folder`."""
     from unmask.objectives.methods import objective
 
+    requirements.check_start(recipe)
     text, checkpoint = _prepared(recipe, folder, source)
+    requirements.check_end(recipe, checkpoint, text)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     steps = total_steps(recipe, text.train)

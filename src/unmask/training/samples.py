@@ -40,10 +40,10 @@ def first_row(tokenizer: PreTrainedTokenizerBase, batch: Batch, example: Example
 def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
     """Samples in Markdown: without a prompt, or for a model of conversations replies to (held-out) prompts."""
     page = f"# Samples of {recipe.name}\n\n"
-    if recipe.data.format == "text":
+    prompts = sample_prompts(recipe, lm, text)
+    if prompts is None:
         outputs = lm.generate(None, recipe.sampling)
         return page + "".join(f"## Sample {number}\n\n{_fenced(one.text)}" for number, one in enumerate(outputs))
-    prompts = _held_out_prompts(recipe, lm, text)
     if not prompts:
         return f"{page}No row has a prompt that leaves room for {recipe.sampling.max_new_tokens} tokens.\n"
     assert lm.tokenizer is not None
@@ -53,6 +53,11 @@ def sample_page(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> str:
             page += f"## Prompt {output.prompt}\n\n{_fenced(prompt)}"
         page += f"Reply:\n\n{_fenced(output.text)}"
     return page
+
+
+def sample_prompts(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> list[list[int]] | None:
+    """What samples begin with: nothing, or for a model of conversations (held-out) prompts."""
+    return None if recipe.data.format == "text" else _held_out_prompts(recipe, lm, text)
 
 
 def probe_prompts(recipe: Recipe, lm: DiffusionLM, text: TrainingText) -> list[list[int] | None]:
