@@ -130,6 +130,50 @@ def test_layers_get_no_argument_whose_name_transformers_changes(family: str) -> 
     assert given == 4 * [{"attention_mask", "position_ids", "position_embeddings", "unmask_cache"}]
 
 
+def test_the_padding_row_of_the_embedding_is_trained_like_any_other() -> None:
+    """Many checkpoints pad with their end-of-text token, whose row a stock embedding would freeze."""
+    model = backbone("llama", pad_token_id=3)
+    ids_BL, layout = torch.tensor([[1, 3, 2]]), attention.causal(one_document(3))
+    model(ids_BL, layout.position_ids, model.render(layout, layout)).sum().backward()
+    gradient_VD = model.network.get_input_embeddings().weight.grad  # type: ignore[union-attr]
+    assert gradient_VD[3].abs().max() > 0 and gradient_VD[5].abs().max() == 0
+
+
+def test_steps_that_share_positions_share_no_rotation_of_another_type() -> None:
+    ids_BL, layout = random_ids(2, 9), attention.causal(one_document(9))
+    position_ids_BL = layout.position_ids.expand_as(ids_BL)
+    model = backbone(dtype=torch.float32)
+    with torch.inference_mode():
+        model(ids_BL, position_ids_BL, model.render(layout, layout))
+        model.double()
+        given = model(ids_BL, position_ids_BL, model.render(layout, layout))
+        fresh = model(ids_BL, position_ids_BL.clone(), model.render(layout, layout))
+    assert given.dtype == torch.float64
+    assert torch.equal(given, fresh)
+
+
+def test_attention_weights_are_dropped_when_asked() -> None:
+    query, value = torch.zeros(1, 1, 40, 8), torch.ones(1, 1, 40, 8)
+    torch.manual_seed(0)
+    kept, _ = unmask_attention(torch.nn.Identity(), query, query, value, None)
+    dropped, _ = unmask_attention(torch.nn.Identity(), query, query, value, None, dropout=0.5)
+    torch.testing.assert_close(kept, torch.ones_like(kept))
+    # The mean of forty weights that are doubled or dropped: off one, and around it.
+    assert dropped.std() > 0.05 and dropped.mean().item() == pytest.approx(1, abs=0.2)
+
+
+@eager_flex
+def test_flex_attention_takes_queries_and_keys_that_a_norm_left_in_float32() -> None:
+    layout = attention.causal(one_document(6))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 6, 8, generator=generator) for _ in range(3))
+    mask = attention.block_mask(layout, layout)
+    out, _ = unmask_attention(torch.nn.Identity(), query, key, value.bfloat16(), mask)
+    exact, _ = unmask_attention(torch.nn.Identity(), query, key, value, mask)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).abs().max() < 0.05  # values of order 1 to eight bits
+
+
 @pytest.mark.parametrize(
     ("mask", "named"),
     [

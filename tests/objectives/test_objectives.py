@@ -55,6 +55,20 @@ def test_autoregression_predicts_every_supervised_token_from_the_one_before_it(b
 
 
 @settings(max_examples=60)
+@given(packed_batches(), st.integers(0, 1000))
+def test_a_teacher_predicts_a_masked_token_from_the_one_before_it_in_its_document(batch: Batch, seed: int) -> None:
+    """And the first token of a document not at all, even where another document stands before it."""
+    batch = dataclasses.replace(batch, supervised_BL=batch.document_BL >= 0)
+    options = {"settings": ObjectiveSettings(), "mask_token_id": MASK, "logit_shift": False, "seed": seed}
+    made = masked_diffusion.example(batch, **options)  # type: ignore[arg-type]
+    width, document_BL = batch.ids_BL.shape[1], batch.document_BL.tolist()
+    for row, source in zip(made.row_R.tolist(), made.source_R.tolist(), strict=True):
+        at, column = divmod(row, width)
+        is_first = column == 0 or document_BL[at][column - 1] != document_BL[at][column]
+        assert source == (-1 if is_first else row - 1)
+
+
+@settings(max_examples=60)
 @given(packed_batches(), st.integers(0, 1000), st.booleans(), st.sampled_from(["count", "bernoulli"]))
 def test_masked_diffusion_predicts_masked_tokens_in_place_or_one_before(
     batch: Batch, seed: int, shift: bool, corruption: str
