@@ -58,7 +58,7 @@ def expanded(source: str, suffixes: tuple[str, ...]) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"No data: {source!r} cannot be searched: {error}. {_allowed()}") from None
     if not found:
-        what = f"the folder {source} holds no {', '.join(suffixes)}" if path.is_dir() else f"there is no {source}"
+        what = f"the folder {source} holds no {', '.join(suffixes)}" if os.path.isdir(path) else f"there is no {source}"
         raise DataError(f"No data: {what}. {_allowed()} (Relative paths start at {Path.cwd()}.)")
     for file in found:
         if not file.startswith(HUB):
