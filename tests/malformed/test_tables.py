@@ -120,6 +120,11 @@ WRONG = [
         made(file("x.jsonl.zst", zstd((b" " * 2**20 + b"\n") * 99)), "x.jsonl.zst"),
         "unpacks to more than 67,108,864 bytes",
     ),
+    Case(
+        "a Parquet bomb",
+        made(table({"text": [" " * 2**27]}, compression="zstd"), "x.parquet"),
+        "x.parquet unpacks to more than 67,108,864 bytes: 100 times its size, or 64 MiB",
+    ),
     Case("latin-1 in zstd", made(file("x.txt.zst", zstd(b"gr\xfcn")), "x.txt.zst"), "byte 0xfc at 2 is not UTF-8"),
     Case(
         "a split that is not there",
@@ -163,6 +168,11 @@ RIGHT = [
     Case("a saved folder", made(saved("train", "test"), "hf:saved"), value=(["train text"], 0)),
     Case("a saved folder without hf:", made(saved("train", "test"), "saved"), value=(["train text"], 0)),
     Case("a saved folder without splits", made(saved(), "saved"), value=(["plain text"], 0)),
+    Case(
+        "a saved folder in a folder of files",
+        made(lambda folder: (saved("train", name="all/saved")(folder), written(folder, "all/a.jsonl", GOOD)), "all"),
+        value=(["good", "train text"], 0),
+    ),
     Case("a split", made(saved("train", "test"), "hf:saved@test"), value=(["test text"], 0)),
     Case("a split of the settings", made(saved("train", "test"), "hf:saved", split="test"), value=(["test text"], 0)),
     Case(

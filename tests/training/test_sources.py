@@ -120,6 +120,17 @@ def test_nothing_to_read_says_what_was_skipped(tmp_path: Path) -> None:
         prepared(recipe(tmp_path, train=(str(tmp_path / "bad.jsonl"),), malformed="skip"), tmp_path)
 
 
+def test_malformed_rows_count_once_however_often_the_text_is_read(tmp_path: Path) -> None:
+    source = lines(tmp_path, "a.jsonl", ["one text", "two texts", "three texts"])
+    with open(source, "a") as file:
+        file.write("no JSON\n[]\n")
+    made = recipe(tmp_path, train=(source,), malformed="skip", tokenizer="bpe", vocabulary_size=300)
+    for _ in range(2):
+        text = prepared(made, tmp_path / "cache")
+        assert text.skipped == 2
+        assert len(texts_of(text.train.text)) + len(texts_of(text.held_out.text)) >= 3  # type: ignore
+
+
 # --- validation text --------------------------------------------------------------------------------------------------
 
 
