@@ -34,11 +34,12 @@ from unmask.objectives.methods import objective
 from unmask.runs import RunFolder, append_record
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.branches import with_best_that_is_there
+from unmask.training.branches import going_on
 from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.console import TrainingConsole
 from unmask.training.distributed import is_sharded, summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
+from unmask.training.growth import facts_of
 from unmask.training.measurements import Measurements
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
@@ -85,7 +86,9 @@ class Trainer:
         self.settings = recipe.training
         self.backbone = checkpoint.backbone
         self.total = total_steps(recipe, text.train)
-        self.progress = Progress() if resume is None else with_best_that_is_there(run, read_progress(resume))
+        self.facts = facts_of(text)
+        done = Progress() if resume is None else read_progress(resume)
+        self.progress = going_on(run, done, self.facts.held_out)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
