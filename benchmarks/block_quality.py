@@ -146,13 +146,13 @@ class Study:
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
     """The record of all models."""
-    judge = DiffusionLM.from_pretrained(given.judge, device="cpu")
+    judge = DiffusionLM.from_pretrained(given.judge, device="cpu").optimize_for_inference()
     if judge.backbone.diffusion.method != "autoregressive":
         raise SystemExit(f"The judge must be autoregressive, to be exact; {given.judge} is none. Give --judge another.")
     study = Study(judge, stories([given.stories], given.texts), given.new_tokens, given.thresholds)
     likelihoods, results = [], []
     for folder in [*given.autoregressive, *given.models]:
-        lm = DiffusionLM.from_pretrained(folder, device="cpu")
+        lm = DiffusionLM.from_pretrained(folder, device="cpu").optimize_for_inference()
         lm.generate(study.prompts[:2], SamplingParams(max_new_tokens=4))  # so that no first use is timed
         entry = lm.backbone.diffusion
         others = given.block_lengths if entry.method == "block_diffusion" else ()

@@ -83,7 +83,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     measure.one_thread()
-    lm = DiffusionLM.from_pretrained(given.model, device="cpu")
+    lm = DiffusionLM.from_pretrained(given.model, device="cpu").optimize_for_inference()
     prompts = beginnings(given.prompts)
     record: dict[str, Any] = {}
     rows = []

@@ -87,7 +87,7 @@ class Scorer:
         return json.loads(file.read_text(encoding="utf-8"))
 
     def _opened(self, case: Case, which: str) -> tuple[DiffusionLM, list[Piece]]:
-        lm = DiffusionLM.from_pretrained(self.study.run(case).root / CHECKPOINTS[which])
+        lm = DiffusionLM.from_pretrained(self.study.run(case).root / CHECKPOINTS[which]).optimize_for_inference()
         return lm, self.pieces(lm, self.study.recipe(case).data.context_length)
 
     def _step(self, case: Case, which: str) -> int:

@@ -21,7 +21,7 @@ from shape import QUICK, REFERENCE, Shape
 
 from unmask.lm import DiffusionLM
 from unmask.models.backbone import Backbone
-from unmask.models.cpu_linear import prepare_for_inference
+from unmask.models.cpu_linear import optimize_for_inference
 from unmask.models.loading import Checkpoint
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.model import DiffusionConfig
@@ -47,7 +47,7 @@ class Ours:
             block_length=shape.block_length if cache == "exact" else None,
         )
         network = shape.network(spread=SPREAD).to(dtype)
-        prepare_for_inference(network)  # as from_pretrained does
+        optimize_for_inference(network)  # as the command line does
         self.lm = DiffusionLM(Checkpoint(Backbone(network, entry), tokenizer=None))
         self.prompts = shape.prompts(batch).tolist()
         length = None if cache == "none" else shape.block_length

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.cpu_linear import prepare_for_inference
+from unmask.models.cpu_linear import optimize_for_inference
 
 # Width of the network -> width of its MLP, layers.
 NETWORKS = {128: (384, 4), 256: (768, 4), 1024: (3072, 1)}
@@ -58,7 +58,7 @@ def contenders(width: int, dtype: torch.dtype) -> dict[str, list[nn.Linear]]:
     packed, ready = [linear(one, Packed) for one in made], [linear(one.clone()) for one in made]
     for layer in packed:
         layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 32)
-    prepare_for_inference(nn.ModuleList(ready))
+    optimize_for_inference(nn.ModuleList(ready))
     return {
         STOCK: [linear(one) for one in made],
         "input by input": [linear(one.t().contiguous().t()) for one in made],

@@ -61,14 +61,14 @@ def drafted(lm: DiffusionLM, prompts: list[str], plain: list[Output], params: Sa
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
-    lm = DiffusionLM.from_pretrained(given.model, device=given.device)
+    lm = DiffusionLM.from_pretrained(given.model, device=given.device).optimize_for_inference()
     if lm.backbone.diffusion.method != "tidar":
         raise SystemExit(f"{given.model} is no TiDAR model (its method is {lm.backbone.diffusion.method}).")
     texts = stories(given.texts_from, given.texts)
     prompts = [beginning(text) for text in texts]
     likelihoods = []
     for folder in [*given.before, given.model]:
-        found = likelihood(DiffusionLM.from_pretrained(folder, device=given.device), texts)
+        found = likelihood(DiffusionLM.from_pretrained(folder, device=given.device).optimize_for_inference(), texts)
         assert not found.is_bound, "the likelihood of autoregression and TiDAR is exact"
         likelihoods.append({"model": Path(folder).name, "bits_per_byte": found.bits_per_byte, "bytes": found.bytes})
     results = []

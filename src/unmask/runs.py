@@ -1,9 +1,11 @@
 """Run folders: where each thing lies in one, how it is written, and what RUN_OR_MODEL means.
 
 runs/NAME/
-  config.yaml  environment.json  metrics.jsonl  status.json
+  config.yaml  environment.json  metrics.jsonl  status.json  text.json  trackers.json
   checkpoints/step-N/   best, latest (links to one of them)
   plots/  samples/  final/ (opens with from_pretrained)
+  branches/after-step-N/   what came after step N before the run went back to it
+  lock.json   who works on it now
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +25,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unmask.errors import CheckpointError, ReportError
-from unmask.writing import PARTIAL
+from unmask.writing import PARTIAL, remove_leftovers, temporary_beside
 
 ADAPTER_FILE = "adapter_config.json"
+STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
+"""Names of checkpoints. More digits are no step that a run can reach."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,22 @@ class RunFolder:
     def final(self) -> Path:
         return self.root / "final"
 
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def branches(self) -> Path:
+        return self.root / "branches"
+
     def exists(self) -> bool:
         """Whether a run has been started here."""
         return self.config.exists() or self.checkpoints.exists()
+
+    def has_begun(self) -> bool:
+        """Whether there is something to lose: a step that was recorded or saved, or a model."""
+        has_records = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return has_records or bool(self.saved_steps()) or self.final.exists()
 
     def checkpoint(self, name: str) -> Path | None:
         """The complete checkpoint that `best`, `latest` or `step-N` names, or None."""
@@ -72,20 +90,22 @@ class RunFolder:
 
     def saved_steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        found = (one.name.removeprefix("step-") for one in self.checkpoints.glob("step-*") if one.is_dir())
-        return sorted(int(step) for step in found if step.isdigit())
+        found = ((STEP.fullmatch(path.name), path) for path in self.checkpoints.glob("step-*"))
+        return sorted(int(match[1]) for match, path in found if match and path.is_dir())
 
     def link(self, name: str, step: int) -> None:
         """Let `best` or `latest` mean the checkpoint of a step; atomic."""
-        temporary = self.root / f"{PARTIAL}{name}"
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_beside(self.root / name)
         temporary.symlink_to(Path("checkpoints") / f"step-{step}", target_is_directory=True)
         os.replace(temporary, self.root / name)
 
     def clean(self) -> None:
-        """Remove what an interrupted save left behind."""
-        for leftover in [*self.root.glob(f"{PARTIAL}*"), *self.checkpoints.glob(f"{PARTIAL}*")]:
-            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+        """Remove what an interrupted process left behind; for the one that holds the run's lock."""
+        for folder in (self.root, self.checkpoints, self.data, self.samples, self.plots):
+            remove_leftovers(folder)
+            # What another machine left looks alive, and cannot be: nobody else holds the lock.
+            for leftover in folder.glob(f"{PARTIAL}*"):
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Linear layers for the CPU: the products of the stock ones, whatever happens to the weights."""
 
 import copy
+import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ from torch import nn
 from tests import tiny
 from unmask import DiffusionLM
 from unmask.models import cpu_linear
-from unmask.models.cpu_linear import CPULinear, prepare_for_inference
-from unmask.models.loading import Checkpoint, load, save
+from unmask.models.backbone import Backbone
+from unmask.models.cpu_linear import CPULinear, optimize_for_inference
+from unmask.models.loading import Checkpoint, adapted, create, save
+from unmask.settings.objective import ObjectiveSettings
+from unmask.training.optim import WeightAverage
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -27,7 +32,7 @@ ROUNDING = {"rtol": 1e-5, "atol": 5e-5}
 def prepared(inputs: int, outputs: int, *, bias: bool = False, dtype: torch.dtype = torch.float32) -> nn.Linear:
     torch.manual_seed(inputs)
     holder = nn.Sequential(nn.Linear(inputs, outputs, bias=bias, dtype=dtype))
-    prepare_for_inference(holder)
+    optimize_for_inference(holder)
     return holder[0]  # type: ignore[return-value]
 
 
@@ -43,7 +48,7 @@ def test_products_are_those_of_float64(rows: int, inputs: int, outputs: int, bia
     values = torch.randn(2, rows, inputs)
     with torch.inference_mode():
         torch.testing.assert_close(layer(values).double(), exact(layer, values), **ROUNDING)
-    assert (layer.__dict__.get("_packed") is not None) == (rows >= 2 and 2 * rows * inputs * outputs >= 2**22)
+    assert (layer._copies.packed is not None) == (rows >= 2 and 2 * rows * inputs * outputs >= 2**22)
 
 
 @needs_onednn
@@ -69,13 +74,6 @@ def test_changes_of_the_weight_are_seen() -> None:
     layer.weight.data = torch.randn(512, 256)
     check()
     layer.load_state_dict({"weight": torch.randn(512, 256)})
-    check()
-    clone = copy.deepcopy(layer)
-    assert type(clone) is CPULinear and clone.__dict__.get("_packed") is None
-    with torch.no_grad():
-        clone.weight.zero_()
-    with torch.inference_mode():
-        assert not clone(values).any()
     check()
     layer.double()
     values = values.double()
@@ -105,44 +103,85 @@ def test_gradients_take_the_stock_way() -> None:
     torch.testing.assert_close(values.grad, again.grad)
 
 
-def test_float32_weights_change_their_strides_and_nothing_else() -> None:
-    plain = tiny.backbone("masked_diffusion").float().network
-    ready = copy.deepcopy(plain)
-    prepare_for_inference(ready)
-    assert ready.lm_head.weight.stride() == (1, len(ready.lm_head.weight))
-    assert ready.model.embed_tokens.weight.is_contiguous()
-    for (name, one), (_, other) in zip(ready.named_parameters(), plain.named_parameters(), strict=True):
-        assert one.equal(other), name
+@needs_onednn
+def test_large_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_linear, "COPIED_BYTES", 256 * 512 * 4 - 1)
+    assert type(prepared(256, 512)) is nn.Linear
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_types_keep_their_strides(dtype: torch.dtype) -> None:
-    network = tiny.backbone("masked_diffusion").to(dtype).network
-    prepare_for_inference(network)
-    assert all(parameter.is_contiguous() for parameter in network.parameters())
+def used(lm: DiffusionLM) -> None:
+    """Let every layer make its copies, of both kinds."""
+    for rows in (1, 60):
+        lm.logits(torch.ones(1, rows, dtype=torch.long))
+    assert all(one._copies is not None for one in lm.backbone.modules() if isinstance(one, CPULinear))
 
 
-def test_a_tied_head_stays_tied_and_a_second_call_copies_nothing() -> None:
-    network = tiny.backbone("autoregressive").float().network
-    network.lm_head.weight = network.model.embed_tokens.weight
-    prepare_for_inference(network)
-    assert network.lm_head.weight is network.model.embed_tokens.weight
-    before = [parameter.data_ptr() for parameter in network.parameters()]
-    prepare_for_inference(network)
-    assert before == [parameter.data_ptr() for parameter in network.parameters()]
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_nothing_but_inference_sees_the_copies(
+    tmp_path: Path, tied: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved, moved, copied and pickled is what it is for a model that was only loaded."""
+    monkeypatch.setattr(cpu_linear, "_LEAST_PRODUCTS", 0)
+    plain = loaded(tmp_path / "plain", dtype, tied=tied)
+    ready = DiffusionLM.from_pretrained(tmp_path / "plain", device="cpu")
+    before = {name: (one.data_ptr(), one.stride()) for name, one in ready.backbone.named_parameters()}
+    assert {type(one) for one in ready.backbone.modules() if isinstance(one, nn.Linear)} == {nn.Linear}
+    assert ready.optimize_for_inference() is ready
+    used(ready)
+    assert before == {name: (one.data_ptr(), one.stride()) for name, one in ready.backbone.named_parameters()}
+    assert ready.backbone.state_dict().keys() == plain.backbone.state_dict().keys()
+    ready.save_pretrained(tmp_path / "again")
+    for file in sorted((tmp_path / "plain").iterdir()):
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    for copied in (copy.deepcopy(ready.backbone), pickle.loads(pickle.dumps(ready.backbone.network))):
+        assert {type(one) for one in copied.modules() if isinstance(one, nn.Linear)} == {nn.Linear}
+        assert not any("_copies" in vars(one) for one in copied.modules())
+        head = copied.network.lm_head if isinstance(copied, Backbone) else copied.lm_head
+        embedding = copied.network.model.embed_tokens if isinstance(copied, Backbone) else copied.model.embed_tokens
+        assert (head.weight is embedding.weight) == tied
+    ready.to("meta")
+    assert all(one._copies is None for one in ready.backbone.modules() if isinstance(one, CPULinear))
 
 
-def test_large_models_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "PACKED_BYTES", 256 * 512 * 4 - 1)
-    layer = prepared(256, 512)
-    assert type(layer) is nn.Linear and not layer.weight.is_contiguous()
+def loaded(folder: Path, dtype: torch.dtype, *, tied: bool) -> DiffusionLM:
+    made = create(dataclasses.replace(tiny.SHAPE, tie_word_embeddings=tied), None, seed=0, size=23)
+    checkpoint = adapted(made, ObjectiveSettings(method="masked_diffusion"))
+    save(Checkpoint(checkpoint.backbone.to(dtype), tokenizer=None), folder)
+    return DiffusionLM.from_pretrained(folder, device="cpu")
 
 
-def test_a_loaded_model_saves_what_it_was_loaded_from(tmp_path: Path) -> None:
-    save(Checkpoint(tiny.backbone("masked_diffusion").float(), tokenizer=None), tmp_path / "plain")
-    lm = DiffusionLM.from_pretrained(tmp_path / "plain", device="cpu")
-    assert not lm.backbone.head_weight.is_contiguous()
-    lm.save_pretrained(tmp_path / "again")
-    again, plain = (load(tmp_path / name, device="cpu").backbone for name in ("again", "plain"))
-    for (name, one), (_, other) in zip(again.named_parameters(), plain.named_parameters(), strict=True):
-        assert one.equal(other) and one.is_contiguous(), name
+@needs_onednn
+def test_a_model_goes_on_training_after_it_was_scored(tmp_path: Path) -> None:
+    """The logits follow the optimiser's updates, an average that is swapped in, and weights that are loaded."""
+    lm = loaded(tmp_path, torch.float32, tied=True).optimize_for_inference()
+    ids = torch.arange(1, 9)[None]
+    stock = copy.deepcopy(lm.backbone)
+
+    def check() -> None:
+        stock.load_state_dict(lm.backbone.state_dict())
+        wanted = DiffusionLM(Checkpoint(stock, tokenizer=None)).logits(ids)
+        torch.testing.assert_close(lm.logits(ids), wanted, rtol=1e-4, atol=1e-5)
+
+    check()
+    parameters = [*lm.backbone.network.named_parameters()]
+    average = WeightAverage(parameters, 0.5)
+    optimizer = torch.optim.AdamW([one for _, one in parameters], lr=0.1, fused=True)
+    for _, one in parameters:
+        one.grad = torch.ones_like(one)
+    before = lm.logits(ids)
+    optimizer.step()
+    check()
+    assert not torch.allclose(lm.logits(ids), before, atol=1e-3)
+    with average.in_place(parameters):
+        torch.testing.assert_close(lm.logits(ids), before, rtol=1e-4, atol=1e-5)
+    check()
+    lm.backbone.load_state_dict({name: one * 1.5 for name, one in stock.state_dict().items()})
+    check()
+    with torch.inference_mode():
+        lm.backbone.network.lm_head.weight.mul_(2)
+    check()
+    lm.backbone.network.lm_head.weight.data.mul_(2)  # nobody counts this
+    lm.optimize_for_inference()
+    check()

@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +253,7 @@ def test_training_goes_on_with_an_adapter_of_an_earlier_run(folder: Path) -> Non
     def refusal(**adapter: Any) -> str:
         with pytest.raises(SettingsError) as caught:
             train(config.from_tree(Recipe, again | {"name": "other", "adapter": adapter}))
-        shutil.rmtree(folder / "other")
+        assert not (folder / "other").exists()
         return str(caught.value)
 
     assert "adapter.rank=2" in refusal() and "unmask merge" in refusal()
@@ -265,9 +264,9 @@ def test_training_goes_on_with_an_adapter_of_an_earlier_run(folder: Path) -> Non
 
 def test_a_resume_with_other_settings_is_refused(folder: Path) -> None:
     run = train(recipe(folder)).run
-    with pytest.raises(SettingsError, match=r"adapter\.rank 2, and the recipe 4"):
+    with pytest.raises(SettingsError, match=r"adapter\.rank: 2 -> 4"):
         train(recipe(folder, adapter={"rank": 4}), resume="auto")
-    with pytest.raises(SettingsError, match=r"step-6 is an adapter: go on with it, with adapter\.rank=2"):
+    with pytest.raises(SettingsError, match=r"adapter\.rank: 2 -> None"):
         train(config.from_tree(Recipe, {**tree(folder), "adapter": {}}), resume="auto")
     assert run.saved_steps() == [3, 6]
 

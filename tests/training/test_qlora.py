@@ -83,5 +83,5 @@ def test_a_resume_without_the_four_bits_is_refused(folder: Path) -> None:
     train(recipe(folder))
     plain = recipe(folder)
     plain = dataclasses.replace(plain, adapter=dataclasses.replace(plain.adapter, quantization=None))
-    with pytest.raises(SettingsError, match=r"adapter\.quantization nf4, and the recipe None"):
+    with pytest.raises(SettingsError, match=r"adapter\.quantization: nf4 -> None"):
         train(plain, resume="auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,13 @@ def test_a_failure_is_kept_until_the_run_goes_on(tmp_path: Path, monkeypatch: py
     assert status(tmp_path)["state"] == "finished"
 
 
-def test_what_goes_wrong_before_the_first_step_is_a_failure_too(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
-        train(recipes.recipe(tmp_path))
-    assert status(tmp_path)["state"] == "failed"
-    assert status(tmp_path)["error"].startswith("DataError: No data")
+def test_a_start_that_fails_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    made = dataclasses.replace(recipes.recipe(tmp_path), output_dir=str(tmp_path / "new" / "runs"))
+    with pytest.raises(DataError, match="No data"):
+        train(made)
+    assert not (tmp_path / "new").exists(), "the folders above it were made for it"
+    recipes.write_text(tmp_path)
+    train(made)  # the name is free
 
 
 @pytest.mark.parametrize("how", ["signal", "twice"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -55,7 +56,8 @@ def test_a_run_has_its_project_name_and_tags_at_wandb(tmp_path: Path, wandb: typ
     tags = ["experiment", "diffusion"]
     made = recipes.recipe(tmp_path, steps=2, report_to=["wandb"], project="tdlm-research", run_tags=tags)
     run = train(made).run
-    assert wandb.started == [{"project": "tdlm-research", "name": "tiny", "tags": tags}]
+    (told,) = wandb.started
+    assert told == {"project": "tdlm-research", "name": "tiny", "tags": tags, "id": told["id"], "resume": "allow"}
     assert wandb.config["objective.method"] == "masked_diffusion"
     records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     losses = [(one["step"], one["train/loss"]) for one in records if "train/loss" in one]
@@ -66,12 +68,34 @@ def test_a_run_has_its_project_name_and_tags_at_wandb(tmp_path: Path, wandb: typ
 def test_a_run_without_tags_has_none(tmp_path: Path, wandb: types.SimpleNamespace) -> None:
     recipes.write_text(tmp_path)
     train(recipes.recipe(tmp_path, steps=1, report_to=["wandb"]))
-    assert wandb.started == [{"project": "unmask", "name": "tiny"}]
+    assert [sorted(told) for told in wandb.started] == [["id", "name", "project", "resume"]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_goes_on_at_wandb_and_one_that_goes_back_begins_another(
+    tmp_path: Path, wandb: types.SimpleNamespace
+) -> None:
+    recipes.write_text(tmp_path)
+    made = recipes.recipe(tmp_path, steps=4, save_steps=2, eval_steps=4, report_to=["wandb"])
+    run = train(made).run
+    longer = dataclasses.replace(made, training=dataclasses.replace(made.training, steps=5))
+    train(longer, resume="auto")
+    train(longer, resume=str(run.checkpoints / "step-2"))
+    first, again, back = [told["id"] for told in wandb.started]
+    assert first == again != back
+    assert json.loads((run.root / "trackers.json").read_text()) == {"wandb": back}
+    train(dataclasses.replace(made, name="other"))
+    assert wandb.started[-1]["id"] not in (first, back)
 
 
 def test_each_tracker_is_told_in_its_own_words() -> None:
-    settings = TrainingSettings(report_to=("swanlab", "tensorboard"), run_tags=("a",))
-    assert run_options(settings, "mine") == {"swanlab": {"experiment_name": "mine", "tags": ["a"]}}
+    settings = TrainingSettings(report_to=("swanlab", "tensorboard", "trackio", "mlflow"), run_tags=("a",))
+    assert run_options(settings, "mine", {"swanlab": "7"}) == {
+        "swanlab": {"experiment_name": "mine", "id": "7", "resume": "allow", "tags": ["a"]},
+        "trackio": {"name": "mine", "resume": "allow"},
+        "mlflow": {"run_name": "mine"},
+    }
+    assert run_options(settings, "mine", {"swanlab": "7", "mlflow": "8"})["mlflow"] == {"run_id": "8"}
 
 
 def test_tags_belong_to_trackers_that_have_them() -> None:

@@ -54,10 +54,10 @@ def run(arguments: Sequence[str]) -> int:
     for schedule in schedules:
         check_schedule(schedule, parsed.places)
     temperatures = _temperatures(parsed)
-    judge = None if parsed.judge is None else DiffusionLM.from_pretrained(parsed.judge)
+    judge = None if parsed.judge is None else DiffusionLM.from_pretrained(parsed.judge).optimize_for_inference()
     if judge is not None:
         check_judge(judge, str(parsed.judge))
-    lm = DiffusionLM.from_pretrained(parsed.model)
+    lm = DiffusionLM.from_pretrained(parsed.model).optimize_for_inference()
     places = _places(lm, parsed.places)
     for schedule in schedules:
         check_schedule(schedule, places)

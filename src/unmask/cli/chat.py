@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.dialogue import Dialogue
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype)
+    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype).optimize_for_inference()
     dialogue = Dialogue(lm, params, system=parsed.system, is_plain=parsed.plain)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _Terminal(dialogue, watches=parsed.watch).talk()

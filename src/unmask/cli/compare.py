@@ -324,7 +324,7 @@ def _judged(
     notes: list[str] = []
     quality = {name: variety(own) for name, own in texts.items()}
     if judge is not None:
-        reader = DiffusionLM.from_pretrained(judge, device=parsed.device, dtype=parsed.dtype)
+        reader = DiffusionLM.from_pretrained(judge, device=parsed.device, dtype=parsed.dtype).optimize_for_inference()
         try:
             read = {name: judged(reader, prompts, own) for name, own in texts.items()}
         except PromptError as error:  # what was measured so far is not lost for it

@@ -109,7 +109,7 @@ def measured(model: str, name: str, plan: Plan) -> Measured:
     from unmask.lm import DiffusionLM
     from unmask.models.loading import parameter_counts
 
-    lm = DiffusionLM.from_pretrained(model, device=plan.device, dtype=plan.dtype)
+    lm = DiffusionLM.from_pretrained(model, device=plan.device, dtype=plan.dtype).optimize_for_inference()
     settings, bound = plan.settings, is_bound(lm.backbone)
     options = EvaluationSettings(
         masks_per_sequence=settings.masks_per_sequence, batch_size=settings.batch_size, seed=settings.seed

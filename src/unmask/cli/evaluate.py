@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     measure = module.prepare(given.model, given)
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(given.model, device=given.device, dtype=given.dtype)
+    lm = DiffusionLM.from_pretrained(given.model, device=given.device, dtype=given.dtype).optimize_for_inference()
     record = {}
     for record in measure(lm):
         if given.output is not None:

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     quiet_libraries()
     from unmask.lm import DiffusionLM
 
-    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype)
+    lm = DiffusionLM.from_pretrained(parsed.model, device=parsed.device, dtype=parsed.dtype).optimize_for_inference()
     asked = [[{"role": "user", "content": prompt or ""}] if parsed.chat else prompt for prompt in prompts]
     began = time.perf_counter()
     if parsed.watch:

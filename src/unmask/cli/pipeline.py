@@ -88,7 +88,7 @@ def _ask(pipeline: PipelineRecipe, model: Path) -> None:
     from unmask.lm import DiffusionLM
 
     print(f"inference: asks {model}", file=sys.stderr)
-    lm = DiffusionLM.from_pretrained(model)
+    lm = DiffusionLM.from_pretrained(model).optimize_for_inference()
     inference = pipeline.inference
     is_chat = inference.chat
     if is_chat is None:

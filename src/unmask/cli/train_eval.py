@@ -32,7 +32,7 @@ def scored(recipe: Recipe, resume: str | None) -> dict[str, Any]:
 
     path = str(Path(recipe.output_dir) / recipe.name) if resume in (None, "auto") else str(resume)
     checkpoint = str(named(path, default="best"))
-    lm = DiffusionLM.from_pretrained(checkpoint)
+    lm = DiffusionLM.from_pretrained(checkpoint).optimize_for_inference()
     method = lm.backbone.diffusion.method
     if method != recipe.objective.method:
         raise SettingsError(

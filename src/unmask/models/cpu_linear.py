@@ -1,84 +1,117 @@
-"""Linear layers of a model that decodes or scores on the CPU: the same weights, in the order that products want.
+"""Linear layers of a model that decodes or scores on the CPU: copies of their weights, in the order that products want.
 
 A forward of decoding has few rows, so its time goes into reading weights, and `nn.Linear` keeps them for training.
 Two things help, each where it was measured to (`benchmarks/linear.py`):
-- float32 weights lie input by input (`order_by_input`), in place, which MKL reads up to 1.3 times as fast for few rows
-  (but for 4 to 32 of them more slowly at width 1024, where packed copies serve);
+- MKL reads float32 weights that lie input by input up to 1.4 times as fast for few rows (but for 4 to 32 of them more
+  slowly at width 1024, where packed copies serve);
 - oneDNN multiplies weights that are packed for it, as those of a graph that `torch.compile` freezes, up to 1.9 times as
-  fast from a few rows on, in bfloat16 from one row. The packed copy is made at a layer's first use.
-The choice itself takes two microseconds a layer, which a network of width 128 notices at few rows. Only inference mode
-sees any of it: gradients, training mode and other devices take the stock way.
+  fast from a few rows on, in bfloat16 from one row.
+A copy is made at a layer's first use of it, held beside the parameters, which stay as they are, and made again when
+the weight has changed. So whatever saves, moves, copies, pickles or averages a model sees nothing of this. Only
+inference mode does: gradients and other devices take the stock way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-PACKED_BYTES = 4 * 2**30
-"""Larger models are not packed: their copies would not be small beside them."""
+COPIED_BYTES = 4 * 2**30
+"""The layers of larger models get no copies: those would not be small beside the machine's memory."""
 # Below this, calling oneDNN takes longer than it saves in float32.
 _FEWEST_ROWS, _LEAST_PRODUCTS = 4, 2**22
 _ROWS_HINT = 32
+_steps_taken = 0
+
+
+@dataclass
+class _Copies:
+    """Copies of one weight as it was at one time.
+
+    Attributes:
+        weight: shares memory with the weight, so that no other takes its address.
+        made: how many changes it had seen then, and how many steps the optimisers of this process had taken: a fused
+            step changes weights without counting that.
+    """
+
+    weight: Tensor
+    made: tuple[int, int]
+    by_input: Tensor | None = None
+    packed: Tensor | None = None
 
 
 class CPULinear(nn.Linear):
-    """A linear layer with a packed copy of its weight, which follows changes of the weight."""
+    """A linear layer with copies of its weight; a deep copy or pickle of it is an `nn.Linear` again."""
 
-    _packed: Tensor | None = None
-    _packed_from: tuple[int, int] | None = None
+    _copies: _Copies | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._is_packable(input):
+        weight = cast(Tensor, self._parameters["weight"])  # looked up as an attribute, it takes a while
+        if not torch.is_inference_mode_enabled() or input.dtype != weight.dtype or not _is_served(weight):
             return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, self._packed_weight(), self.bias, "none", [], "")
+        copies, now = self._copies, (weight._version, _steps_taken)
+        if copies is None or copies.made != now or copies.weight.data_ptr() != weight.data_ptr():
+            self._copies = copies = _Copies(weight.detach(), now)
+        rows = input.numel() // self.in_features
+        is_float32 = weight.dtype == torch.float32
+        if is_float32 and (rows < _FEWEST_ROWS or rows * weight.numel() < _LEAST_PRODUCTS):
+            if copies.by_input is None:
+                copies.by_input = copies.weight.t().contiguous().t()
+            return F.linear(input, copies.by_input, self.bias)
+        if copies.packed is None:
+            copies.packed = torch.ops.mkldnn._reorder_linear_weight(copies.weight.contiguous(), _ROWS_HINT)
+        return torch.ops.mkldnn._linear_pointwise(input, copies.packed, self.bias, "none", [], "")
 
-    def _is_packable(self, values: Tensor) -> bool:
-        weight = self.weight
-        if not torch.is_inference_mode_enabled() or weight.device.type != "cpu" or values.dtype != weight.dtype:
-            return False
-        if weight.is_inference():  # nobody counts its changes
-            return False
-        if weight.dtype == torch.bfloat16:
-            return True
-        rows = values.numel() // self.in_features
-        return weight.dtype == torch.float32 and rows >= _FEWEST_ROWS and rows * weight.numel() >= _LEAST_PRODUCTS
+    def _apply(self, fn: Any, recurse: bool = True) -> CPULinear:
+        """Move or convert the layer, as every `to` does; what was copied is of no more use."""
+        self._copies = None
+        return super()._apply(fn, recurse)
 
-    def _packed_weight(self) -> Tensor:
-        now = self.weight.data_ptr(), self.weight._version
-        packed = self._packed if self._packed_from == now else None
-        if packed is None:
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), _ROWS_HINT)
-            self._packed, self._packed_from = packed, now
-        return packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed copy, which is opaque; a copy of the layer packs its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_packed_from")}
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_copies"}
+        return nn.Linear.__new__, (nn.Linear,), state
 
 
-def prepare_for_inference(network: nn.Module) -> None:
-    """Make the linear layers on the CPU fast for few rows; values, names and shapes of the weights stay.
+def optimize_for_inference(network: nn.Module) -> None:
+    """Let the linear layers on the CPU use copies of their weights in inference mode; the weights stay as they are.
 
-    A model of at most `PACKED_BYTES` takes up to twice its memory once it has run.
+    A float32 model of at most `COPIED_BYTES` takes up to three times its memory once it has run, one in bfloat16
+    twice; a larger one is left alone. Changes of the weights are noticed, but for those made through `weight.data[...]`
+    in place: call this again after them.
     """
-    layers = [layer for layer in network.modules() if type(layer) is nn.Linear and layer.weight.device.type == "cpu"]
-    packs = torch.backends.mkldnn.is_available() and sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES
+    layers = [one for one in network.modules() if type(one) in (nn.Linear, CPULinear) and one.weight.is_cpu]
+    if not torch.backends.mkldnn.is_available() or sum(layer.weight.nbytes for layer in layers) > COPIED_BYTES:
+        return
+    _count_steps()
     for layer in layers:
-        order_by_input(layer)
-        if packs and _has_products(layer.weight.dtype):
+        if _has_products(layer.weight.dtype):
             layer.__class__ = CPULinear
+            layer._copies = None  # type: ignore[assignment]
 
 
-def order_by_input(layer: nn.Linear) -> None:
-    """Lay a float32 weight out input by input; one that lies so already is left alone."""
-    weight = layer.weight
-    if weight.dtype == torch.float32 and not weight.t().is_contiguous():
-        weight.data = weight.data.t().contiguous().t()
+@functools.cache
+def _count_steps() -> None:
+    """Count the steps of every optimiser from now on."""
+
+    def count(*_: object) -> None:
+        global _steps_taken
+        _steps_taken += 1
+
+    register_optimizer_step_post_hook(count)
 
 
+def _is_served(weight: Tensor) -> bool:
+    """Whether copies serve a weight as it is now. Nobody counts the changes of one that was made in inference mode."""
+    return weight.is_cpu and not weight.is_inference() and _has_products(weight.dtype)
+
+
+@functools.cache
 def _has_products(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -26,6 +26,7 @@ from unmask.models.families import FAMILIES
 from unmask.models.files import GENERATION_CONFIG, TOKENIZER_CONFIG, fetched, read_json
 from unmask.models.published.format import PublishedFormat
 from unmask.models.source import Source, read_source, weights_of
+from unmask.models.tied import named_once
 from unmask.models.tokenizers import MASK, limited, load_tokenizer, vocabulary_size
 from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
@@ -215,7 +216,7 @@ def save(
         adapters.save(checkpoint.backbone, folder, weights)
     else:
         network.config.diffusion = checkpoint.backbone.diffusion.to_dict()
-        state = None if weights is None else dict(weights)
+        state = None if weights is None else named_once(network, weights)
         network.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)

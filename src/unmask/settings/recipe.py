@@ -13,6 +13,7 @@ from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.model import ModelSettings
+from unmask.settings.naming import check_name
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.training import TrainingSettings
 
@@ -27,6 +28,9 @@ class RunSettings:
     """Folder of all runs."""
     seed: int = 0
     """Seed of weights, data order and corruption."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +69,7 @@ class StageSettings:
 @dataclass(frozen=True, kw_only=True)
 class Recipe(StageSettings, RunSettings):
     """One training run."""
+
+    def __post_init__(self) -> None:
+        StageSettings.__post_init__(self)
+        RunSettings.__post_init__(self)

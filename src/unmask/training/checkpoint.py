@@ -7,6 +7,8 @@ generator or loader state. Tensors are safetensors, everything else JSON; nothin
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import CheckpointError
-from unmask.runs import RunFolder
-from unmask.writing import written_folder
+from unmask.runs import STEP, RunFolder
+from unmask.writing import temporary_beside, written_folder
 
 STATE = "training"
+_ANOTHER = "Resume from another checkpoint of the run."
 _NAMES = "Name a run, its best or latest, or a checkpoints/step-N folder of it."
 _TDLM_NAME = re.compile(r"(?P<link>best|latest)_model\.pt|checkpoint_step_(?P<step>\d+)\.pt")
 
@@ -38,6 +41,7 @@ class Progress:
         tokens: input tokens seen, over all processes.
         best_score: lowest held-out bits per byte so far, or None.
         best_step: the step that reached it.
+        scored_on: hash of the held-out text that it is of; None in checkpoints from before there was one.
         window: sum and number of the losses since the last logged step.
         terms: sums of each loss term's values since then, by its name, where there are several.
         scaler: state of the fp16 loss scaler.
@@ -48,6 +52,7 @@ class Progress:
     tokens: int = 0
     best_score: float | None = None
     best_step: int | None = None
+    scored_on: str | None = None
     window: tuple[float, int] = (0.0, 0)
     terms: dict[str, list[float]] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
@@ -128,10 +133,48 @@ def read_progress(folder: Path) -> Progress:
             "start from its weights alone with model.from_pretrained."
         )
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(**entry | {"window": tuple(entry["window"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Resume from another checkpoint of the run.") from None
+        progress = _progress(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {_ANOTHER}") from None
+    match = STEP.fullmatch(folder.resolve().name)
+    if match is not None and int(match[1]) != progress.step:
+        raise CheckpointError(f"{path} is of step {progress.step}, which is not that of its folder. {_ANOTHER}")
+    return progress
+
+
+def _progress(entry: Any) -> Progress:
+    """The record in a file. Raises ValueError, TypeError or KeyError with what is wrong with it."""
+    if not isinstance(entry, dict):
+        raise TypeError("it is no JSON object")
+    progress = Progress(**entry | {"window": tuple(entry["window"])})
+    for name in ("step", "tokens", "best_step"):
+        value = getattr(progress, name)
+        if not (_is_whole(value) and value >= 0) and not (name == "best_step" and value is None):
+            raise ValueError(f"its `{name}` must be a whole number of at least 0 and is {value!r}")
+    if not isinstance(progress.scored_on, str | None):
+        raise ValueError(f"its `scored_on` must be text and is {progress.scored_on!r}")
+    score, best = progress.best_score, progress.best_step
+    if (score is None) != (best is None) or not (score is None or _is_finite(score)):
+        raise ValueError(f"its `best_score` must be a finite number, as there is a `best_step`, and is {score!r}")
+    if best is not None and best > progress.step:
+        raise ValueError(f"its `best_step` {best} is later than its `step` {progress.step}")
+    total, count = progress.window
+    if not (_is_finite(total) and _is_whole(count) and count >= 0):
+        raise ValueError(f"its `window` must be a sum and a count and is {progress.window!r}")
+    if not isinstance(progress.terms, dict) or not all(
+        isinstance(values, list) and all(isinstance(one, int | float) for one in values)
+        for values in progress.terms.values()
+    ):
+        raise ValueError(f"its `terms` must be lists of numbers and are {progress.terms!r}")
+    return progress
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -140,16 +183,18 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Resume from another checkpoint of the run.") from None
+        raise CheckpointError(f"{path} is damaged: {error}. {_ANOTHER}") from None
 
 
-def remove_old(run: RunFolder, *, keep: int | None, best: int | None) -> None:
-    """Remove all checkpoints but the newest `keep` (None: all stay) and the best one."""
+def remove_old(run: RunFolder, *, keep: int | None, best: int | None, written: int) -> None:
+    """Remove all checkpoints but the newest `keep` (None: all stay), the best one and the one that was just written."""
     if keep is None:
         return
     for step in run.saved_steps()[:-keep]:
-        if step != best:
-            shutil.rmtree(run.checkpoints / f"step-{step}")
+        if step not in (best, written):
+            removed = temporary_beside(run.checkpoints / f"step-{step}")
+            os.replace(run.checkpoints / f"step-{step}", removed)  # a kill in mid-removal leaves no half checkpoint
+            shutil.rmtree(removed)
 
 
 def resumable(run: RunFolder, resume: str) -> Path | None:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from unmask.training.tracking import logging_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 def start(settings: TrainingSettings, folder: Path) -> Accelerator:
@@ -93,6 +95,13 @@ def parting(accelerator: Accelerator, *, is_last: bool) -> Iterator[None]:
     if is_last and torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # a wrapper in a cycle of references is unreachable, and still there
         accelerator.state.destroy_process_group()
+
+
+def from_main(value: T, accelerator: Accelerator) -> T:
+    """The main process's value, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
 def summed(values: Tensor, accelerator: Accelerator) -> Tensor:

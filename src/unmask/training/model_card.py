@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from unmask import config
-from unmask.runs import RunFolder, environment, metrics_lines
+from unmask.runs import STEP, RunFolder, environment, metrics_lines
 from unmask.settings.recipe import Recipe
+from unmask.training import lineage
 
 
 def model_card(recipe: Recipe, run: RunFolder) -> str:
@@ -46,7 +46,7 @@ Data: {", ".join(recipe.data.train)}; `unmask evaluate {run.root}` measures it a
 ## Recipe
 
 ```yaml
-{config.to_yaml(recipe).rstrip()}
+{lineage.to_yaml(recipe).rstrip()}
 ```
 
 Versions: {packages}.
@@ -58,6 +58,9 @@ def _scores(run: RunFolder) -> str:
     damaged = [line.where for line in lines if line.damage is not None]
     missing = f"\n\nDamaged records were passed over: {', '.join(damaged)}." if damaged else ""
     scored = [line.values for line in lines if math.isfinite(line.values.get("eval/bits_per_byte", math.nan))]
+    source = run.checkpoint("best") or run.checkpoint("latest")
+    if source is not None and (match := STEP.fullmatch(source.name)):  # the score of this model, and of no other
+        scored = [record for record in scored if record["step"] == int(match[1])]
     if not scored:
         return f"None was held out.{missing}"
     best = min(scored, key=lambda record: record["eval/bits_per_byte"])

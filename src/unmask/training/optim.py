@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,26 +57,39 @@ def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of the weights, in float32.
+    """Exponential moving average of the weights, in float32 or, for weights in it, float64.
 
     The first steps use min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], decay: float) -> None:
         self.decay = decay
-        self.weights = {name: parameter.detach().float().clone() for name, parameter in parameters}
+        self.weights = {name: _precise(parameter).clone() for name, parameter in parameters}
 
     @torch.no_grad()
     def update(self, parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
         """Move the average towards the weights after optimiser step `step` (from 0)."""
         rate = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in parameters:
-            self.weights[name].lerp_(parameter.detach().float(), rate)
+            self.weights[name].lerp_(_precise(parameter), rate)
 
-    @torch.no_grad()
-    def swap(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Exchange the average with the weights; a second call exchanges them back, bit for bit in float32."""
-        for name, parameter in parameters:
-            current = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
-            self.weights[name].copy_(current)
+    @contextlib.contextmanager
+    def in_place(self, parameters: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
+        """Let the weights be the average, rounded to their type as a checkpoint holds it, inside the block."""
+        named = dict(parameters)
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        try:
+            _copy(self.weights, named)
+            yield
+        finally:
+            _copy(before, named)
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _precise(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask import config
 from unmask.data.sources import Sources
 from unmask.data.text import Corpus
 from unmask.errors import CheckpointError, DataError, SettingsError
+from unmask.models.headers import read_json
 from unmask.runs import RunFolder, locate
 from unmask.settings.data import DataSettings
 from unmask.settings.pipeline import PipelineRecipe, StageName, TrainedStage
 from unmask.settings.recipe import Recipe
-from unmask.writing import write_text
+from unmask.training import lineage
 
+_START = "start.json"
+"""File of a stage's run folder: which run its first model came from."""
 TRAINED: tuple[TrainedStage, ...] = ("pretraining", "sft")
-# What an interrupted stage may go on with although it changed: the rest decides what its checkpoints mean.
-_FREE = ("training.", "evaluation.", "sampling.")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,16 @@ def plan(pipeline: PipelineRecipe, stages: Sequence[StageName], *, restart: Trai
 
 def run(stages: Sequence[Stage]) -> int | None:
     """Train the stages that are not finished; the signal that ended one of them (after saving), or None."""
+    from unmask.training.opening import worked_on
+
+    if all(stage.is_finished for stage in stages) or not is_main():
+        return _run(stages)
+    with worked_on(stages[0].run.root.parent):
+        return _run(stages)
+
+
+def _run(stages: Sequence[Stage]) -> int | None:
+    from unmask.training.lock import held
     from unmask.training.run import train
 
     for stage in stages:
@@ -105,11 +115,11 @@ def run(stages: Sequence[Stage]) -> int | None:
             print("\n".join(stage.lines()), file=sys.stderr)
         if stage.is_finished:
             continue
-        if is_main():
-            for folder in stage.removed:
+        for folder in stage.removed if is_main() else ():
+            with held(folder):
                 shutil.rmtree(folder)
-            write_text(_start_file(stage.run), json.dumps({"trained_by": _trace(_source(stage.recipe))}) + "\n")
-        outcome = train(stage.recipe, resume="auto", is_last=stage is stages[-1])
+        start = json.dumps({"trained_by": _trace(_source(stage.recipe))}) + "\n"
+        outcome = train(stage.recipe, resume="auto", is_last=stage is stages[-1], files={_START: start})
         if outcome.signal is not None:
             return outcome.signal
     return None
@@ -161,8 +171,9 @@ def _resumed(name: TrainedStage, recipe: Recipe, run: RunFolder, before: Sequenc
     is_finished = run.final.is_dir()
     if not is_finished and not steps:
         return Stage(name, recipe, run)
-    changed = list(config.differences(config.load(Recipe, file=run.config), recipe))
-    if is_finished or not all(one.startswith(_FREE) for one in changed):
+    found = lineage.changes(lineage.recipe_of(run), recipe)
+    changed = [*found.free, *found.fork, *found.new]
+    if is_finished or found.fork or found.new:
         _refuse(changed, name, run, "was made by another recipe")
     if any(not stage.is_finished for stage in before) or _recorded(run) != _trace(_source(recipe)):
         _refuse(["what it started from was trained again"], name, run, "is out of date")
@@ -212,12 +223,9 @@ def _trace(run: RunFolder | None) -> str | None:
 
 
 def _recorded(run: RunFolder) -> str | None:
-    file = _start_file(run)
-    return json.loads(file.read_text(encoding="utf-8"))["trained_by"] if file.is_file() else None
-
-
-def _start_file(run: RunFolder) -> Path:
-    return run.root / "start.json"
+    """What `_trace` was when a stage began; None where nobody says."""
+    record = read_json(run.root, _START) or {}
+    return record.get("trained_by")
 
 
 def _length(recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -88,6 +88,15 @@ class TrainingText:
     def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
         """Rows number start..stop-1 of a step's rows."""
         return (self.stream or self.train).batch(rows, start, stop, step=step)
+
+    def position(self, row: int) -> dict[str, Any] | None:
+        """Where a stream stands at one of its rows; else None, as the step says it all."""
+        return None if self.stream is None else self.stream.position(row)
+
+    def seek(self, position: dict[str, Any] | None) -> None:
+        """Go on where a stream stood; without a position it is read from its beginning."""
+        if self.stream is not None and position is not None:
+            self.stream.seek(position)
 
 
 def prepare_tokenizer(
@@ -232,8 +241,11 @@ def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None
     return (*settings.block_lengths[-1:], checkpoint_block_length or DEFAULT_BLOCK_LENGTH)[0]
 
 
-def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, resume: Path | None) -> Checkpoint:
-    """The model to train: resumed, continued or new, with a mask token if its method needs one, and its adapter."""
+def prepare_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, resume: Path | None) -> Checkpoint:
+    """The model to train: resumed, continued or new, with a mask token if its method needs one, and its adapter.
+
+    A resumed one has its own tokenizer, the others take `tokenizer`.
+    """
     backend = recipe.training.attention_backend
     # bitsandbytes quantises where the weights will be used.
     device = "cpu" if recipe.adapter.quantization is None else None

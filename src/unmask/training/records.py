@@ -69,11 +69,19 @@ def term_records(sums: Mapping[str, Sequence[float]], steps: int, *, taught: boo
 
 def truncate_metrics(run: RunFolder, step: int) -> None:
     """Forget records after `step`, so that a resumed run writes each step once."""
-    if not run.metrics.exists():
-        return
-    lines = run.metrics.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    write_text(run.metrics, "".join(line + "\n" for line in kept))
+    if run.metrics.exists():
+        write_text(run.metrics, split_metrics(run, step)[0])
+
+
+def split_metrics(run: RunFolder, step: int) -> tuple[str, str]:
+    """The lines of a run's records up to `step`, and those after it; what a kill cut off is in neither."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    lines = run.metrics.read_bytes().decode("utf-8", errors="replace").split("\n") if run.metrics.exists() else []
+    for line in lines:
+        at = _step_of(line)
+        if at != math.inf:
+            parts[at > step].append(line + "\n")
+    return "".join(parts[0]), "".join(parts[1])
 
 
 def _step_of(line: str) -> float:

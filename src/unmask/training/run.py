@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib.util
-import json
+import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from unmask import config
 from unmask.errors import CheckpointError, ReportError
 from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, parameter_counts
 from unmask.models.quantization import is_quantized
-from unmask.runs import RunFolder, environment
+from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.distributed import parting, start
+from unmask.training import growth, lineage
+from unmask.training.branches import relink
+from unmask.training.distributed import from_main, parting, start
 from unmask.training.model_card import model_card
+from unmask.training.opening import Opening, opened
 from unmask.training.preparation import TrainingText, end_turns, prepare_model, prepare_text, prepare_tokenizer
-from unmask.training.records import truncate_metrics
 from unmask.training.samples import first_row, sample_page
 from unmask.training.status import Status
-from unmask.training.tracking import run_options
+from unmask.training.tracking import report_to_trackers
 from unmask.training.trainer import Trainer, total_steps
-from unmask.writing import write_text
+from unmask.writing import PARTIAL, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,38 +52,69 @@ class Outcome:
     is_main: bool
 
 
-def train(recipe: Recipe, *, resume: str | None = None, is_last: bool = True) -> Outcome:
+def train(
+    recipe: Recipe, *, resume: str | None = None, is_last: bool = True, files: Mapping[str, str] | None = None
+) -> Outcome:
     """Run a recipe.
 
     Args:
         recipe: what to train.
         resume: `auto` goes on from the run's latest checkpoint (or starts), a folder from that one; None starts anew.
         is_last: whether the processes part afterwards; a group that has parted cannot reliably meet again.
+        files: texts to write into the run folder, by name, when it is made or goes on.
 
     Raises:
-        CheckpointError: the run exists and `resume` is None, or there is nothing to resume.
+        CheckpointError: the run exists and `resume` is None, there is nothing to resume, or another process works on
+            the run.
+        SettingsError: the recipe changes what a resumed run keeps.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
     accelerator = start(recipe.training, run.root)
-    if accelerator.is_main_process:
-        _open_run(recipe, run, resume)
-    accelerator.wait_for_everyone()
-    status = Status(run, enabled=accelerator.is_main_process)
-    with status.watching():
-        ended_by = _trained(recipe, run, accelerator, status, resume=resume, is_last=is_last)
-    status.ended("finished" if ended_by is None else "interrupted")
+    with contextlib.ExitStack() as stack:
+        opening = None
+        if accelerator.is_main_process:
+            stack.enter_context(_terminable())
+            opening = stack.enter_context(opened(recipe, run, resume, files=files or {}))
+        source = from_main(None if opening is None else opening.source, accelerator)
+        status = Status(run, enabled=opening is not None)
+        with status.watching():
+            ended_by = _trained(recipe, run, accelerator, status, opening, source, is_last=is_last)
+        status.ended("finished" if ended_by is None else "interrupted")
     return Outcome(run, ended_by, accelerator.is_main_process)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM leave as an exception does, so that a run that has not begun leaves nothing behind."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _trained(
-    recipe: Recipe, run: RunFolder, accelerator: Accelerator, status: Status, *, resume: str | None, is_last: bool
+    recipe: Recipe,
+    run: RunFolder,
+    accelerator: Accelerator,
+    status: Status,
+    opening: Opening | None,
+    source: Path | None,
+    *,
+    is_last: bool,
 ) -> int | None:
     """Train in a run folder that is ready; the signal that ended it early, or None."""
-    source = None if resume is None else checkpoints.resumable(run, resume)
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
     with parting(accelerator, is_last=is_last):
-        ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, source)
+        ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, opening, source)
         if ended_by is None and accelerator.is_main_process:
             _finish(recipe, run, text)
     return ended_by
@@ -92,23 +127,26 @@ def _fitted(
     status: Status,
     checkpoint: Checkpoint,
     text: TrainingText,
+    opening: Opening | None,
     source: Path | None,
 ) -> int | None:
     """Train a checkpoint; the signal that ended it early, or None. Nothing holds the network's wrapper afterwards."""
     trainer = Trainer(recipe, run, accelerator, checkpoint, text, resume=source)
-    status.planned(trainer.total)
     try:
-        if accelerator.is_main_process:
-            for line in described(recipe, checkpoint, text):
-                trainer.console.message(line)
-            if source is not None:
-                trainer.console.message(f"resumed from {source} at step {trainer.progress.step}")
         if recipe.training.report_to:
-            accelerator.init_trackers(
-                recipe.training.project,
-                config=_flat(dataclasses.asdict(recipe)),
-                init_kwargs=run_options(recipe.training, recipe.name),
-            )
+            report_to_trackers(recipe, run, accelerator, is_other_run=opening is not None and opening.goes_back)
+        if opening is not None:
+            lines = [*described(recipe, checkpoint, text), *opening.notes]
+            if source is not None:
+                lines += growth.noted(run, trainer.facts)
+            lines += opening.begin()
+            growth.write(run, trainer.facts)
+            if source is not None:
+                lines.append(f"resumed from {source} at step {trainer.progress.step}")
+            for line in lines:
+                trainer.console.message(line)
+        accelerator.wait_for_everyone()
+        status.planned(trainer.total)
         return trainer.fit()
     finally:
         trainer.console.close()
@@ -116,10 +154,24 @@ def _fitted(
 
 def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:
     """Text and model of a recipe; what is made of the text is kept in the run folder (or data.cache_dir)."""
-    folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else run.root / "data"
-    tokenizer = prepare_tokenizer(recipe, folder)
-    text = prepare_text(recipe, tokenizer, folder)
-    checkpoint = prepare_model(recipe, tokenizer, source)
+    folder = run.data if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)
+    return _prepared(recipe, folder, source)
+
+
+def _prepared(recipe: Recipe, folder: Path, source: Path | None) -> tuple[TrainingText, Checkpoint]:
+    """Text and model of a recipe, whose tokens are kept in `folder`; a resumed run's tokenizer is its checkpoint's."""
+    if source is None:
+        tokenizer = prepare_tokenizer(recipe, folder)
+        text = prepare_text(recipe, tokenizer, folder)
+        checkpoint = prepare_model(recipe, tokenizer, None)
+    else:
+        # Made again from text that has grown, a tokenizer would give the model's ids other meanings.
+        checkpoint = prepare_model(recipe, None, source)
+        tokenizer = checkpoint.tokenizer
+        if tokenizer is None:
+            raise CheckpointError(f"{source} has no tokenizer, which the text needs. Copy the checkpoint again.")
+        lineage.check_model(recipe, checkpoint, source)
+        text = prepare_text(recipe, tokenizer, folder, block_length=checkpoint.backbone.diffusion.block_length)
     if recipe.data.format == "chat" or (recipe.data.format == "ckpt" and tokenizer.chat_template):
         end_turns(checkpoint)
     return text, checkpoint
@@ -154,12 +206,31 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
     yield f"{steps:,} steps x {settings.batch_size} rows = {tokens:,} tokens ({epochs:.2f} epochs)"
 
 
-def dry_run(recipe: Recipe) -> Iterator[str]:
-    """What a run would do: sizes, memory and its first row, corrupted, without training."""
+def dry_run(recipe: Recipe, *, resume: str | None = None) -> Iterator[str]:
+    """What a run would do: sizes, memory and its first row, corrupted, without training or leaving anything behind."""
+    run = RunFolder(Path(recipe.output_dir) / recipe.name)
+    source = None if resume is None else checkpoints.resumable(run, resume)
+    notes = [] if source is None else lineage.checked(recipe, run, source)
+    with _borrowed(run.data if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)) as folder:
+        yield from notes
+        yield from _planned(recipe, folder, source)
+
+
+@contextlib.contextmanager
+def _borrowed(cache: Path) -> Iterator[Path]:
+    """A folder that holds what a cache holds, and goes with all that is added to it."""
+    with tempfile.TemporaryDirectory(prefix="unmask-dry-run-") as name:
+        for kept in cache.iterdir() if cache.is_dir() else ():
+            if not kept.name.startswith(PARTIAL):
+                (Path(name) / kept.name).symlink_to(kept.resolve())
+        yield Path(name)
+
+
+def _planned(recipe: Recipe, folder: Path, source: Path | None) -> Iterator[str]:
+    """The lines of a dry run whose tokens are kept in `folder`."""
     from unmask.objectives.methods import objective
 
-    run = RunFolder(Path(recipe.output_dir) / recipe.name)
-    text, checkpoint = prepare(recipe, run, None)
+    text, checkpoint = _prepared(recipe, folder, source)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     steps = total_steps(recipe, text.train)
@@ -192,25 +263,13 @@ def memory_estimate(recipe: Recipe, checkpoint: Checkpoint) -> float:
     return sum(one.nbytes for one in weights) + 3 * sum(one.nbytes for one in trained) + averages + activations + logits
 
 
-def _open_run(recipe: Recipe, run: RunFolder, resume: str | None) -> None:
-    """Make the run folder, or make it ready to go on."""
-    if resume is None and run.exists():
-        raise CheckpointError(
-            f"The run folder {run.root} exists already. Go on with it: --resume auto. Start another one: "
-            f"name=NEW_NAME. Or remove it: rm -r {run.root}"
-        )
-    source = None if resume is None else checkpoints.resumable(run, resume)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    run.clean()
-    write_text(run.config, config.to_yaml(recipe))
-    write_text(run.root / "environment.json", json.dumps(environment(), indent=2))
-    truncate_metrics(run, 0 if source is None else checkpoints.read_progress(source).step)
-
-
 def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
     """Final model, samples and curves."""
+    relink(run)
     final = checkpoints.write_final(run, model_card(recipe, run))
-    write_text(run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final), text))
+    write_text(
+        run.samples / "final.md", sample_page(recipe, DiffusionLM.from_pretrained(final).optimize_for_inference(), text)
+    )
     if importlib.util.find_spec("matplotlib") is None:
         print('The curves were not drawn: pip install "unmask[plots]" for that.', file=sys.stderr)
         return
@@ -221,14 +280,3 @@ def _finish(recipe: Recipe, run: RunFolder, text: TrainingText) -> None:
         loss_curves({f"{recipe.objective.method} ({recipe.name})": run.metrics}, run.plots)
     except ReportError as error:
         print(f"The curves were not drawn: {error}", file=sys.stderr)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of plain values, as trackers want them."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

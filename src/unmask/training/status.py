@@ -1,6 +1,7 @@
 """`status.json`: how a run stands, for those who look at its folder from outside.
 
-A run that is killed cannot write how it ended, so its file goes on saying `running`.
+A run that is killed cannot write how it ended, so its file goes on saying `running`. A start that fails before the
+first step writes nothing: a new run is gone then, and one that was there stands as it stood.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ class Status:
         self.run, self.enabled = run, enabled
         self._planned: int | None = None
 
+    def started(self) -> None:
+        """A new run prepares its text and model."""
+        self._write("running")
+
     def planned(self, steps: int) -> None:
-        """The run goes as far as this optimiser step."""
+        """The run goes on, as far as this optimiser step."""
         self._planned = steps
         self._write("running")
 
@@ -39,15 +44,16 @@ class Status:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Write that the run goes on and, if an error leaves the block, that it failed and why."""
-        self._write("running")
+        """If an error leaves the block after `planned`, write that the run failed and why."""
         try:
             yield
         except KeyboardInterrupt:
-            self._write("interrupted")
+            if self._planned is not None:
+                self._write("interrupted")
             raise
         except BaseException as error:
-            self._write("failed", f"{type(error).__name__}: {error}")
+            if self._planned is not None:
+                self._write("failed", f"{type(error).__name__}: {error}")
             raise
 
     def _write(self, state: State, error: str | None = None) -> None:

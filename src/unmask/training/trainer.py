@@ -27,16 +27,19 @@ from unmask.errors import NonFiniteError
 from unmask.evaluation.likelihood import Likelihood, evaluate
 from unmask.models import loading
 from unmask.models.loading import Checkpoint
+from unmask.models.tied import named_once
 from unmask.objectives.distillation import Lesson
 from unmask.objectives.example import Example
 from unmask.objectives.methods import objective
 from unmask.runs import RunFolder, append_record
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.checkpoint import Progress
+from unmask.training.branches import going_on
+from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.console import TrainingConsole
-from unmask.training.distributed import summed
+from unmask.training.distributed import is_sharded, summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
+from unmask.training.growth import facts_of
 from unmask.training.measurements import Measurements
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
@@ -80,12 +83,12 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.checkpoint, self.text = checkpoint, text
-        self.settings = recipe.training
-        self.backbone = checkpoint.backbone
+        self.settings, self.backbone = recipe.training, checkpoint.backbone
         self.total = total_steps(recipe, text.train)
-        self.progress = Progress() if resume is None else checkpoints.read_progress(resume)
-        if text.stream is not None and self.progress.stream is not None:
-            text.stream.seek(self.progress.stream)
+        self.facts = facts_of(text)
+        done = Progress() if resume is None else read_progress(resume)
+        self.progress = going_on(run, done, self.facts.held_out)
+        text.seek(self.progress.stream)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
@@ -151,11 +154,10 @@ class Trainer:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's micro-batches of the step's rows."""
-        settings, accelerator = self.settings, self.accelerator
+        settings = self.settings
         rows = self.text.rows_of_step(step, batch_size=settings.batch_size, seed=self.recipe.seed)
-        share = settings.batch_size // accelerator.num_processes
-        begin = share * accelerator.process_index
-        size = settings.micro_batch_size or share
+        share = settings.batch_size // self.accelerator.num_processes
+        begin, size = share * self.accelerator.process_index, settings.micro_batch_size or share
         for start in range(begin, begin + share, size):
             yield self.text.batch(rows, start, min(start + size, begin + share), step=step)
 
@@ -282,15 +284,19 @@ class Trainer:
         return True
 
     def held_out_likelihood(self, text: Rows) -> Likelihood:
-        """Likelihood of the averaged weights where there are any, else of the weights; every process computes it."""
-        self.module.eval()
+        """Likelihood of the weights that a checkpoint would hold, the averaged ones where there are any, in their own
+        type, as whoever opens it computes it; every process computes it."""
+        # Sharded weights need their wrapper, with its precision; else that is for training alone.
+        bare = TrainingModule(self.backbone, chunk_rows=self.settings.loss_chunk_rows)
+        losses = self.module if is_sharded(self.accelerator) else bare
+        averaged = contextlib.nullcontext()
         if self.average is not None:
-            self.average.swap(self._named_parameters())
+            averaged = self.average.in_place(self._named_parameters())
+        self.module.eval()
         try:
-            return evaluate(self.backbone, text, self.recipe.evaluation, losses=self.module)
+            with averaged:
+                return evaluate(self.backbone, text, self.recipe.evaluation, losses=losses)
         finally:
-            if self.average is not None:
-                self.average.swap(self._named_parameters())
             self.module.train()
 
     def _epoch_ends(self, step: int) -> bool:
@@ -306,14 +312,13 @@ class Trainer:
         prefix = "backbone.network."
         gathered = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.module))
         weights = {name.partition(prefix)[2]: value for name, value in gathered.items()}
+        weights = named_once(self.backbone.network, weights)
         tensors = {"optimizer": state}
         if self.average is not None:
             tensors |= {"weights": {name: weights[name] for name in self.average.weights}}
             tensors |= {"average": self.average.weights}
             weights |= {name: value.to(weights[name].dtype) for name, value in self.average.weights.items()}
-        if self.text.stream is not None:
-            position = self.text.stream.position(step * self.settings.batch_size)
-            self.progress = dataclasses.replace(self.progress, stream=position)
+        self.progress = dataclasses.replace(self.progress, stream=self.text.position(step * self.settings.batch_size))
         if self.accelerator.scaler is not None:
             self.progress = dataclasses.replace(self.progress, scaler=self.accelerator.scaler.state_dict())
         if self.accelerator.is_main_process:
@@ -323,7 +328,8 @@ class Trainer:
             self.run.link("latest", step)
             if self.progress.best_step == step:
                 self.run.link("best", step)
-            checkpoints.remove_old(self.run, keep=self.settings.keep_checkpoints, best=self.progress.best_step)
+            best, keep = self.progress.best_step, self.settings.keep_checkpoints
+            checkpoints.remove_old(self.run, keep=keep, best=best, written=step)
         self.accelerator.wait_for_everyone()
         self._clock += time.perf_counter() - began
 
