@@ -1,7 +1,7 @@
 """Run folders: where each thing lies in one, how it is written, and what RUN_OR_MODEL means.
 
 runs/NAME/
-  config.yaml  environment.json  metrics.jsonl  status.json  trackers.json
+  config.yaml  environment.json  metrics.jsonl  status.json  text.json  trackers.json
   checkpoints/step-N/   best, latest (links to one of them)
   plots/  samples/  final/ (opens with from_pretrained)
   branches/after-step-N/   what came after step N before the run went back to it

@@ -58,7 +58,7 @@ def expanded(source: str, suffixes: tuple[str, ...]) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"No data: {source!r} cannot be searched: {error}. {_allowed()}") from None
     if not found:
-        what = f"the folder {source} holds no {', '.join(suffixes)}" if path.is_dir() else f"there is no {source}"
+        what = f"the folder {source} holds no {', '.join(suffixes)}" if os.path.isdir(path) else f"there is no {source}"
         raise DataError(f"No data: {what}. {_allowed()} (Relative paths start at {Path.cwd()}.)")
     for file in found:
         if not file.startswith(HUB):
@@ -68,7 +68,7 @@ def expanded(source: str, suffixes: tuple[str, ...]) -> list[str]:
 
 def _found(path: Path, suffixes: tuple[str, ...]) -> list[str]:
     if os.path.isdir(path):
-        if is_saved_dataset(path) and ".jsonl" in suffixes:
+        if _is_dataset(path, suffixes):
             return [f"{HUB}{path}"]
         return sorted(_walked(path, suffixes))
     if os.path.lexists(path):
@@ -89,10 +89,19 @@ def _walked(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             folders.clear()
             continue
         seen.add((found.st_dev, found.st_ino))
+        if root != str(folder) and _is_dataset(root, suffixes):
+            folders.clear()
+            yield f"{HUB}{root}"
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield os.path.join(root, name)
+
+
+def _is_dataset(folder: str | Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder is one dataset to a reader of rows, and not many files."""
+    return ".jsonl" in suffixes and is_saved_dataset(Path(folder))
 
 
 def _check(file: str, suffixes: tuple[str, ...]) -> None:

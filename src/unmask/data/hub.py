@@ -81,6 +81,8 @@ class HubSource:
         parts = [self.name, self.config, self.split or self.default or ""]
         if os.path.isdir(self.name):
             return [*parts, sorted(stamp(str(one)) for one in Path(self.name).rglob("*") if one.is_file())]
+        if _commit(self.name) is None:
+            self._opened(streamed=False)  # which fetches it
         return [*parts, _commit(self.name)]
 
     def rows(self, reader: Reader, *, streamed: bool = False, start: int = 0) -> Iterator[tuple[int, Any, str]]:
@@ -89,28 +91,10 @@ class HubSource:
         Raises:
             DataError: the dataset cannot be loaded.
         """
-        require("datasets", extra="data", purpose=f"The source {HUB}{self.name}")
-        import pyarrow
-        from datasets.exceptions import DatasetsError
-
-        failures = (
-            *(OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, ImportError),
-            *(DatasetsError, pyarrow.ArrowException),
-        )
-        try:
-            table = self._split_of(self._loaded(streamed=streamed))
-            names = getattr(table, "column_names", None)
-            if names is not None:
-                table = table.select_columns(wanted(names, reader, str(self)))
-        except failures as error:
-            if isinstance(error, DataError):
-                raise
-            reason = " ".join(str(error).split())[:300].removesuffix(".")
-            asked = self.split or self.default or _VALIDATION
-            raise DataError(
-                f"The dataset {self} (split `{asked}`) cannot be loaded: {reason}. Check the name, the split and the "
-                "network; hf:FOLDER reads a local dataset."
-            ) from None
+        table = self._opened(streamed=streamed)
+        names = getattr(table, "column_names", None)
+        if names is not None:
+            table = table.select_columns(wanted(names, reader, str(self)))
         number = start
         rows: Iterable[Any] = table.skip(start) if start else table
         iterator = iter(rows)
@@ -118,7 +102,7 @@ class HubSource:
             where = f"{self}, row {number}"
             try:
                 row = next(iterator, None)
-            except failures as error:
+            except _failures() as error:
                 reader.refuse(f"{where} cannot be read: {' '.join(str(error).split())[:200]}")
                 return
             if row is None:
@@ -128,6 +112,25 @@ class HubSource:
 
     def __str__(self) -> str:
         return self.source
+
+    def _opened(self, *, streamed: bool) -> Any:
+        """The rows of the split.
+
+        Raises:
+            DataError: the dataset cannot be loaded.
+        """
+        require("datasets", extra="data", purpose=f"The source {self}")
+        try:
+            return self._split_of(self._loaded(streamed=streamed))
+        except _failures() as error:
+            if isinstance(error, DataError):
+                raise
+            reason = " ".join(str(error).split())[:300].removesuffix(".")
+            asked = self.split or self.default or _VALIDATION
+            raise DataError(
+                f"The dataset {self} (split `{asked}`) cannot be loaded: {reason}. Check the name, the split and the "
+                "network; hf:FOLDER reads a local dataset."
+            ) from None
 
     def _loaded(self, *, streamed: bool) -> Any:
         """All splits as a mapping, or a dataset without splits."""
@@ -165,6 +168,17 @@ class HubSource:
                 f"{', '.join(map(str, loaded))}. Name one: {HUB}{self.name}@SPLIT, or {key}"
             )
         return loaded[asked]
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What goes wrong when a dataset is loaded or read."""
+    import pyarrow
+    from datasets.exceptions import DatasetsError
+
+    return (
+        *(OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, ImportError),
+        *(DatasetsError, pyarrow.ArrowException),
+    )
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -40,8 +40,7 @@ class _Unpacked(io.RawIOBase):
     """What a packed file unpacks to, up to a limit."""
 
     def __init__(self, inner: BinaryIO, source: str, settings: DataSettings) -> None:
-        self._inner, self._source, self._factor = inner, source, settings.max_expansion
-        self._limit = max(_FREE_BYTES, self._factor * os.stat(source).st_size)
+        self._inner, self._source, self._settings = inner, source, settings
         self._read = 0
 
     def readable(self) -> bool:
@@ -50,13 +49,25 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         part = self._inner.read(len(buffer))
         self._read += len(part)
-        if self._read > self._limit:
-            raise DamagedFileError(
-                f"{self._source} unpacks to more than {self._limit:,} bytes: {self._factor} times its size, or 64 MiB. "
-                "If it is meant to, raise data.max_expansion"
-            )
+        check_growth(self._source, self._read, self._settings)
         buffer[: len(part)] = part
         return len(part)
+
+
+def check_growth(source: str, unpacked: int, settings: DataSettings) -> None:
+    """Refuse a file that unpacks to more than it may.
+
+    Raises:
+        DamagedFileError: it does.
+    """
+    if unpacked <= _FREE_BYTES:
+        return
+    limit = max(_FREE_BYTES, settings.max_expansion * os.stat(source).st_size)
+    if unpacked > limit:
+        raise DamagedFileError(
+            f"{source} unpacks to more than {limit:,} bytes: {settings.max_expansion} times its size, or 64 MiB. If it "
+            "is meant to, raise data.max_expansion"
+        )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from unmask.data.opening import DamagedFileError, base_name, lines, opened, reading
+from unmask.data.opening import DamagedFileError, base_name, check_growth, lines, opened, reading
 from unmask.errors import DataError, require
 from unmask.settings.data import DataSettings
 
@@ -177,6 +177,7 @@ def _parquet_rows(source: str, reader: Reader, start: int) -> Iterator[tuple[int
     try:
         with parquet.ParquetFile(source) as file:
             columns = wanted(file.schema_arrow.names, reader, source)
+            check_growth(source, _unpacked_bytes(file.metadata, columns), reader.settings)
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
                 if number + len(batch) <= start:
                     number += len(batch)
@@ -195,6 +196,13 @@ def _parquet_rows(source: str, reader: Reader, start: int) -> Iterator[tuple[int
             raise
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{source} cannot be read after row {number}: {reason}. Is it complete?") from None
+
+
+def _unpacked_bytes(metadata: Any, columns: Sequence[str]) -> int:
+    """What the columns of a Parquet file unpack to, as it says."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
 
 
 def wanted(columns: Sequence[str], reader: Reader, source: str) -> list[str]:

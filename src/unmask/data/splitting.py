@@ -31,11 +31,13 @@ class Split:
         fraction: share of the documents to hold out.
         chosen: hashes of the documents that are held out, or None: those whose hash is small enough are.
         cut: hash of the document whose end is held out, or None.
+        share: how much of that document is its end.
     """
 
     fraction: float
     chosen: frozenset[int] | None = None
     cut: int | None = None
+    share: float = 0.0
 
     def part(self, text: str, *, is_held_out: bool) -> str | None:
         """What of a document belongs to a side: all, nothing (None) or its beginning or end."""
@@ -43,7 +45,7 @@ class Split:
             return text if held_out(text, self.fraction) == is_held_out else None
         number = word_hash(text)
         if self.cut is not None and number == self.cut:
-            at = cut_of(text, self.fraction)
+            at = cut_of(text, self.share)
             return text[at:] if is_held_out else text[:at]
         return text if (number in self.chosen) == is_held_out else None
 
@@ -87,7 +89,8 @@ def _by_size(sizes: dict[int, int], fraction: float, *, can_cut: bool, noun: str
     if chosen:
         return Split(fraction, frozenset(chosen))
     if can_cut:
-        return Split(fraction, frozenset(), max(sizes, key=lambda number: (sizes[number], number)))
+        largest = max(sizes, key=lambda number: (sizes[number], number))
+        return Split(fraction, frozenset(), largest, target / sizes[largest])
     if len(sizes) == 1:
         raise DataError(
             f"There is one {noun} only, so none can be held out. Give data.validation, or set "

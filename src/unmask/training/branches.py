@@ -27,7 +27,9 @@ def relink(run: RunFolder) -> None:
     """Let `best` and `latest` mean what the checkpoints' own records say; a kill may have left them on older ones."""
     steps = run.saved_steps()
     records = {step: _record(run, step) for step in steps}
-    scored = {step: one.best_score for step, one in records.items() if one is not None and one.best_step == step}
+    known = [one for one in records.values() if one is not None]
+    text = known[-1].scored_on if known else None
+    scored = {one.step: one.best_score for one in known if one.best_step == one.step and one.scored_on in (None, text)}
     best = min(scored, key=lambda step: (scored[step], step), default=None)
     for name, step in (("best", best), ("latest", steps[-1] if steps else None)):
         if step is None:
@@ -36,10 +38,16 @@ def relink(run: RunFolder) -> None:
             run.link(name, step)
 
 
-def with_best_that_is_there(run: RunFolder, progress: Progress) -> Progress:
-    """The progress, without a best score whose checkpoint is gone: nothing could be made of it any more."""
+def going_on(run: RunFolder, progress: Progress, scored_on: str | None) -> Progress:
+    """The progress of a run that goes on to be scored on the text `scored_on` (a hash).
+
+    A best score stays the best only where its checkpoint is there, of which something can be made, and where it is of
+    the same text.
+    """
     is_there = progress.best_step is not None and progress.best_step in run.saved_steps()
-    return progress if is_there else replace(progress, best_score=None, best_step=None)
+    if not is_there or progress.scored_on not in (None, scored_on):
+        progress = replace(progress, best_score=None, best_step=None)
+    return replace(progress, scored_on=scored_on)
 
 
 def go_back(run: RunFolder, step: int) -> Path | None:

@@ -42,6 +42,7 @@ class Progress:
         tokens: input tokens seen, over all processes.
         best_score: lowest held-out bits per byte so far, or None.
         best_step: the step that reached it.
+        scored_on: hash of the held-out text that it is of; None in checkpoints from before there was one.
         window: sum and number of the losses since the last logged step.
         terms: sums of each loss term's values since then, by its name, where there are several.
         scaler: state of the fp16 loss scaler.
@@ -52,6 +53,7 @@ class Progress:
     tokens: int = 0
     best_score: float | None = None
     best_step: int | None = None
+    scored_on: str | None = None
     window: tuple[float, int] = (0.0, 0)
     terms: dict[str, list[float]] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
@@ -150,6 +152,8 @@ def _progress(entry: Any) -> Progress:
         value = getattr(progress, name)
         if not (_is_whole(value) and value >= 0) and not (name == "best_step" and value is None):
             raise ValueError(f"its `{name}` must be a whole number of at least 0 and is {value!r}")
+    if not isinstance(progress.scored_on, str | None):
+        raise ValueError(f"its `scored_on` must be text and is {progress.scored_on!r}")
     score, best = progress.best_score, progress.best_step
     if (score is None) != (best is None) or not (score is None or _is_finite(score)):
         raise ValueError(f"its `best_score` must be a finite number, as there is a `best_step`, and is {score!r}")

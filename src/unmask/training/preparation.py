@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -88,6 +88,15 @@ class TrainingText:
     def batch(self, rows: NDArray[np.int64], start: int, stop: int, *, step: int) -> Batch:
         """Rows number start..stop-1 of a step's rows."""
         return (self.stream or self.train).batch(rows, start, stop, step=step)
+
+    def position(self, row: int) -> dict[str, Any] | None:
+        """Where a stream stands at one of its rows; else None, as the step says it all."""
+        return None if self.stream is None else self.stream.position(row)
+
+    def seek(self, position: dict[str, Any] | None) -> None:
+        """Go on where a stream stood; without a position it is read from its beginning."""
+        if self.stream is not None and position is not None:
+            self.stream.seek(position)
 
 
 def prepare_tokenizer(

@@ -21,7 +21,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training import lineage, requirements
+from unmask.training import growth, lineage, requirements
 from unmask.training.branches import relink
 from unmask.training.distributed import from_main, parting, start
 from unmask.training.model_card import model_card
@@ -138,7 +138,11 @@ def _fitted(
         if recipe.training.report_to:
             report_to_trackers(recipe, run, accelerator, is_other_run=opening is not None and opening.goes_back)
         if opening is not None:
-            lines = [*described(recipe, checkpoint, text), *opening.notes, *opening.begin()]
+            lines = [*described(recipe, checkpoint, text), *opening.notes]
+            if source is not None:
+                lines += growth.noted(run, trainer.facts)
+            lines += opening.begin()
+            growth.write(run, trainer.facts)
             if source is not None:
                 lines.append(f"resumed from {source} at step {trainer.progress.step}")
             for line in lines:

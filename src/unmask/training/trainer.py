@@ -34,11 +34,12 @@ from unmask.objectives.methods import objective
 from unmask.runs import RunFolder, append_record
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training.branches import with_best_that_is_there
+from unmask.training.branches import going_on
 from unmask.training.checkpoint import Progress, read_progress
 from unmask.training.console import TrainingConsole
 from unmask.training.distributed import is_sharded, summed
 from unmask.training.dropout import AdapterDropout, ResidualDropout
+from unmask.training.growth import facts_of
 from unmask.training.measurements import Measurements
 from unmask.training.module import TrainingModule
 from unmask.training.optim import WeightAverage, learning_rate, optimizer
@@ -82,12 +83,12 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.checkpoint, self.text = checkpoint, text
-        self.settings = recipe.training
-        self.backbone = checkpoint.backbone
+        self.settings, self.backbone = recipe.training, checkpoint.backbone
         self.total = total_steps(recipe, text.train)
-        self.progress = Progress() if resume is None else with_best_that_is_there(run, read_progress(resume))
-        if text.stream is not None and self.progress.stream is not None:
-            text.stream.seek(self.progress.stream)
+        self.facts = facts_of(text)
+        done = Progress() if resume is None else read_progress(resume)
+        self.progress = going_on(run, done, self.facts.held_out)
+        text.seek(self.progress.stream)
         self.objective = objective(recipe.objective, self.backbone.diffusion, seed=recipe.seed, steps=self.total)
         self.tags = tags_of(self.settings, rows=len(text.train), start=self.progress.step)
         self.teacher = None
@@ -153,11 +154,10 @@ class Trainer:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's micro-batches of the step's rows."""
-        settings, accelerator = self.settings, self.accelerator
+        settings = self.settings
         rows = self.text.rows_of_step(step, batch_size=settings.batch_size, seed=self.recipe.seed)
-        share = settings.batch_size // accelerator.num_processes
-        begin = share * accelerator.process_index
-        size = settings.micro_batch_size or share
+        share = settings.batch_size // self.accelerator.num_processes
+        begin, size = share * self.accelerator.process_index, settings.micro_batch_size or share
         for start in range(begin, begin + share, size):
             yield self.text.batch(rows, start, min(start + size, begin + share), step=step)
 
@@ -318,9 +318,7 @@ class Trainer:
             tensors |= {"weights": {name: weights[name] for name in self.average.weights}}
             tensors |= {"average": self.average.weights}
             weights |= {name: value.to(weights[name].dtype) for name, value in self.average.weights.items()}
-        if self.text.stream is not None:
-            position = self.text.stream.position(step * self.settings.batch_size)
-            self.progress = dataclasses.replace(self.progress, stream=position)
+        self.progress = dataclasses.replace(self.progress, stream=self.text.position(step * self.settings.batch_size))
         if self.accelerator.scaler is not None:
             self.progress = dataclasses.replace(self.progress, scaler=self.accelerator.scaler.state_dict())
         if self.accelerator.is_main_process:
