@@ -158,7 +158,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid YAML: {error}") from None
+        raise SettingsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict | None):
         raise SettingsError(f"{file} must hold `key: value` pairs, got {type(tree).__name__}.")
     return tree or {}

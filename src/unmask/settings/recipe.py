@@ -13,7 +13,7 @@ from unmask.settings.data import DataSettings
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
 from unmask.settings.model import ModelSettings
-from unmask.settings.naming import check_name
+from unmask.settings.naming import check_name, check_output_dir
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.training import TrainingSettings
 
@@ -31,6 +31,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        check_output_dir(self.output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
