@@ -22,11 +22,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from unmask.errors import CheckpointError, ReportError
 from unmask.writing import PARTIAL, remove_leftovers, temporary_beside
 
+State = Literal["running", "finished", "interrupted", "failed"]
+"""What a run says of itself in `status.json`."""
 ADAPTER_FILE = "adapter_config.json"
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
 """Names of checkpoints. More digits are no step that a run can reach."""

@@ -77,7 +77,7 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
 def _cells(one: Experiment) -> list[str]:
     block = f" ({one.block_length})" if one.block_length else ""
     parameters = _NONE if one.parameters is None else f"{one.parameters:,}" + " (adapter)" * one.is_adapter
-    return [
+    cells = [
         one.name,
         _NONE if one.method is None else one.method + block,
         parameters,
@@ -86,6 +86,8 @@ def _cells(one: Experiment) -> list[str]:
         one.status,
         _remark(one),
     ]
+    # Names and errors are anybody's text: what a terminal would obey, or read as another cell, is shown instead.
+    return ["".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in cell) for cell in cells]
 
 
 def _steps(one: Experiment) -> str:

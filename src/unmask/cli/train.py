@@ -135,9 +135,11 @@ def _run_of(parsed: argparse.Namespace, files: Sequence[str]) -> RunFolder | Non
         return None
     from unmask.training.checkpoint import named, run_of
 
-    named(parsed.resume, default="latest")
     run = run_of(Path(parsed.resume))
-    return run if run.config.is_file() else None
+    if not run.config.is_file():
+        named(parsed.resume, default="latest")
+        return None
+    return run
 
 
 def _place(run: RunFolder) -> dict[str, str]:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from unmask import config
 from unmask.errors import CheckpointError, ReportError, SettingsError, UnmaskError
 from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, weight_files
 from unmask.models.json_files import read_json
-from unmask.runs import ADAPTER_FILE, RunFolder, metrics_lines
+from unmask.runs import ADAPTER_FILE, RunFolder, State, metrics_lines
 from unmask.settings.recipe import Recipe
 
 Status = Literal["finished", "running?", "interrupted", "failed", "damaged"]
@@ -76,15 +76,24 @@ def experiments(folder: Path) -> list[Experiment]:
     """The runs in a folder, by name: itself, those in it, and the stages of the pipelines in it.
 
     Raises:
-        CheckpointError: there is no such folder.
+        CheckpointError: there is no such folder, or it cannot be read.
     """
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}. Name one that holds runs: unmask experiments list DIR")
-    if _is_run(folder):
-        return [read(folder, folder.resolve().name)]
+    try:
+        if _is_run(folder):
+            return [read(folder, folder.resolve().name)]
+        inside_it = sorted(_folders(folder))
+    except OSError as error:
+        raise CheckpointError(f"The folder {folder} cannot be read: {error.strerror}") from None
     found: list[Experiment] = []
-    for one in sorted(_folders(folder)):
-        inside = [one] if _is_run(one) else sorted(stage for stage in _folders(one) if _is_run(stage))
+    for one in inside_it:
+        try:
+            inside = [one] if _is_run(one) else sorted(stage for stage in _folders(one) if _is_run(stage))
+        except OSError as error:
+            problem = f"{one} cannot be read: {error.strerror}"
+            found.append(Experiment(one.name, str(one), "damaged", problems=[problem]))
+            continue
         found += [read(run, str(run.relative_to(folder))) for run in inside]
     return found
 
@@ -92,17 +101,21 @@ def experiments(folder: Path) -> list[Experiment]:
 def read(folder: Path, name: str) -> Experiment:
     """One run."""
     run, found = RunFolder(folder), Experiment(name, str(folder))
-    state = _status(run, found)
-    for part in (_recipe, _metrics, _checkpoint):
+    state: list[str | None] = []
+    for part in (lambda *given: state.append(_status(*given)), _recipe, _metrics, _checkpoint):
         try:
             part(run, found)
-        except (UnmaskError, OSError, ValueError) as error:
+        except (UnmaskError, OSError, ValueError, RecursionError) as error:
             found.problems.append(" ".join(str(error).split()))
     if found.method is not None:
         found.is_bound = found.method in _BOUNDED and found.block_length != 1
-    if state == "finished" and not run.final.is_dir():
-        found.problems.append(f"{run.final} is missing")
-    found.status = _judged(run, found, state)
+    try:
+        if state == ["finished"] and not run.final.is_dir():
+            found.problems.append(f"{run.final} is missing")
+        found.status = _judged(run, found, next(iter(state), None))
+    except OSError as error:
+        found.status = "damaged"
+        found.problems.append(f"{folder} cannot be read: {error.strerror}")
     return found
 
 
@@ -123,14 +136,21 @@ def _is_fresh(run: RunFolder) -> bool:
 
 
 def _status(run: RunFolder, found: Experiment) -> str | None:
-    """What the run says of itself; None for a run that does not."""
-    try:
-        record = read_json(run.root, run.status.name) or {}
-    except CheckpointError as error:
-        found.problems.append(str(error))
-        return None
-    found.planned_steps, found.error = _whole(record.get("planned_steps")), record.get("error")
-    return record.get("state")
+    """What the run says of itself; None for a run that does not.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    record = read_json(run.root, run.status.name) or {}
+    state, error, planned = (record.get(name) for name in ("state", "error", "planned_steps"))
+    wrong = {"planned_steps": planned} if planned is not None and (_whole(planned) or 0) < 1 else {}
+    wrong |= {"state": state} if state is not None and state not in get_args(State) else {}
+    wrong |= {"error": error} if not isinstance(error, str | None) else {}
+    if wrong:
+        found_values = ", ".join(f"{name} {value!r:.60}" for name, value in wrong.items())
+        raise CheckpointError(f"{run.status} is damaged: {found_values}")
+    found.planned_steps, found.error = planned, error
+    return state
 
 
 def _recipe(run: RunFolder, found: Experiment) -> None:

@@ -32,4 +32,13 @@ def check_name(name: str) -> None:
     )
 
 
+def check_output_dir(path: str) -> None:
+    """The folder of all runs has a path that commands can show and name.
+
+    Raises:
+        SettingsError: it has not.
+    """
+    is_true(path.isprintable(), f"output_dir must be a folder. {path!r} has characters in it that cannot be printed.")
+
+
 _RULE = "name must be that of one folder inside output_dir."

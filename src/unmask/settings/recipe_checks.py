@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from unmask.settings.checks import at_most, is_true
 from unmask.settings.model import MOST_POSITIONS
-from unmask.settings.naming import check_name
+from unmask.settings.naming import check_name, check_output_dir
 
 if TYPE_CHECKING:
     from unmask.settings.recipe import RunSettings, StageSettings
@@ -25,10 +25,7 @@ def check_run(settings: RunSettings) -> None:
         SettingsError: it is not.
     """
     check_name(settings.name)
-    is_true(
-        settings.output_dir.isprintable(),
-        f"output_dir must not hold control characters, got {settings.output_dir!r}.",
-    )
+    check_output_dir(settings.output_dir)
     is_true(bool(settings.output_dir), "output_dir must name a folder, got an empty text. Example: output_dir=runs")
 
 

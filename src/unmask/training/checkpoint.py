@@ -86,6 +86,7 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tenso
             f"The optimiser state of the checkpoint is of another model; it differs in {', '.join(strange)}. Resume "
             "with the recipe of the run, or start from the weights alone with model.from_pretrained."
         )
+    _check_moments(saved, parameters)
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     entry = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -94,6 +95,18 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tenso
         for number, parameter in enumerate(order)
     }
     optimizer.load_state_dict(entry)
+
+
+def _check_moments(saved: Mapping[str, Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> None:
+    """Each parameter has the state of AdamW, in its own shape; the fused update reads memory as if it had."""
+    for name, parameter in parameters.items():
+        shapes = {key: tuple(value.shape) for key, value in saved[name].items()}
+        expected = {"step": (), **dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(parameter.shape))}
+        if shapes != expected:
+            raise CheckpointError(
+                f"The optimiser state of the checkpoint does not fit: of {name} it has {shapes}, and the model needs "
+                f"{expected}. {_ANOTHER}"
+            )
 
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -223,7 +236,8 @@ def named(path: str, *, default: Literal["best", "latest"]) -> Path:
         run = RunFolder(folder.parent.parent)
         found = run.checkpoint(theirs["link"] or f"step-{theirs['step']}")
     elif (run := run_of(folder)).root == folder:
-        found = run.checkpoint(default) or run.checkpoint("latest")
+        newest = [run.checkpoints / f"step-{step}" for step in run.saved_steps()[-1:]]
+        found = (run.checkpoint("best") if default == "best" else None) or next(iter(newest), None)
     else:
         found = folder.resolve() if folder.is_dir() else None
     if found is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,9 +52,12 @@ class Opening:
 
     def begin(self) -> Iterator[str]:
         """Make the folder what it is at the step to go on from; what is worth knowing of that, for a person to read."""
-        step = 0 if self.source is None else checkpoints.read_progress(self.source).step
+        done = checkpoints.Progress() if self.source is None else checkpoints.read_progress(self.source)
+        step, keep = done.step, self.recipe.training.keep_checkpoints
         closed = None if self.source is None else branches.go_back(self.run, step)
         truncate_metrics(self.run, step)
+        # A kill after a save may have left what it was to take the place of.
+        checkpoints.remove_old(self.run, keep=keep, best=done.best_step, written=step)
         self.describe()
         self.has_begun = True
         if closed is not None:
@@ -165,11 +169,12 @@ def _made(folder: Path) -> Iterator[list[Path]]:
     Raises:
         CheckpointError: it cannot be made.
     """
-    made = [path for path in (folder, *folder.parents) if not _exists(path)]
     try:
+        made = [path for path in (folder, *folder.parents) if not _exists(path)]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        at = next((path for path in (folder, *folder.parents) if _exists(path) and not path.is_dir()), folder)
+        parents = [path for path in (folder, *folder.parents) if os.path.lexists(path) and not os.path.isdir(path)]
+        at = next(iter(parents), error.filename or folder)
         raise CheckpointError(
             f"The run folder {folder} cannot be made: {at}: {error.strerror}. Choose another place with output_dir, or "
             "another name."

@@ -88,5 +88,5 @@ def _step_of(line: str) -> float:
     """The step of a record; a line cut off by a crash counts as later than any."""
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

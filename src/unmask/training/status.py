@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import Literal
 
-from unmask.runs import RunFolder
+from unmask.runs import RunFolder, State
 from unmask.writing import write_text
-
-State = Literal["running", "finished", "interrupted", "failed"]
 
 
 class Status:
