@@ -144,6 +144,8 @@ def locate(run_or_model: str | Path) -> str:
             f"There is no model in {text}: it has neither config.json nor {ADAPTER_FILE} nor final/, best or latest. "
             f"It holds: {', '.join(sorted(one.name for one in path.iterdir())[:12]) or 'nothing'}."
         )
+    if path.is_file():
+        raise CheckpointError(f"{text} is a file, and a model is a folder. Give that.")
     if text.startswith((".", "/", "~", "runs/")) or text.count("/") != 1:
         there = path.parent if path.parent.is_dir() else Path(".")
         found = ", ".join(sorted(one.name for one in there.iterdir() if one.is_dir())[:12])
@@ -152,7 +154,8 @@ def locate(run_or_model: str | Path) -> str:
 
 
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() or (path / ADAPTER_FILE).is_file()
+    """Whether a folder holds a model, or something in the place of its configuration, which loading says more about."""
+    return any(os.path.lexists(path / name) for name in ("config.json", ADAPTER_FILE))
 
 
 def _installed(name: str) -> bool:

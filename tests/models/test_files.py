@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,67 @@ def test_an_index_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="weights in its index"):
         weight_files(tmp_path)
+
+
+# --- a hub that is out of reach ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub may be asked, without a proxy, and nobody has asked yet."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(files, "getproxies", dict)
+    monkeypatch.setattr(files, "_silences", {})
+
+
+def refused(name: str) -> tuple[str, float]:
+    """The message about a hub id, and how many seconds it took."""
+    began = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        load(name, device="cpu")
+    return str(caught.value), time.perf_counter() - began
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "https://localhost:9", "http://nowhere.invalid"])
+def test_a_hub_that_does_not_answer_is_said_at_once(
+    asked: None, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    message, seconds = refused("someone/llada")
+    assert f"{endpoint} cannot be reached" in message and seconds < 5
+    assert "hub id such as Qwen/Qwen3-0.6B" in message
+
+
+def test_a_hub_that_keeps_silent_is_waited_for_once(asked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def connect(address: object, timeout: float) -> None:
+        tried.append(address)
+        time.sleep(20)
+
+    monkeypatch.setattr(files.socket, "create_connection", connect)
+    monkeypatch.setattr(files, "_HUB_SECONDS", 0.2)
+    for _ in range(3):
+        message, seconds = refused("someone/llada")
+        assert "cannot be reached" in message and seconds < 5
+    assert tried == [("huggingface.co", 443)]
+
+
+def test_what_is_in_the_cache_opens_without_the_hub(
+    hub: str, folder: Path, asked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert load(hub, device="cpu").backbone.diffusion == load(folder, device="cpu").backbone.diffusion
+    assert stored_weights(hub) == stored_weights(folder)
+
+
+def test_where_the_hub_may_not_be_asked_it_is_not(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_connects", None)
+    assert "HF_HUB_OFFLINE forbids" in refused("someone/else")[0]
+
+
+@pytest.mark.parametrize("name", ["a b/c", "-a/b", "a/b..c", "a/" + "b" * 97, "a/b.git"])
+def test_a_malformed_hub_id_is_not_asked_for(asked: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_connects", None)
+    assert "it is no hub id either" in refused(name)[0]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import CheckpointError, SettingsError, nearest, require
+from unmask.models.adapter_checks import check_config, check_facts
 from unmask.models.files import fetched
 from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, refuse_missing
 from unmask.models.json_files import is_plain_file, read_json
@@ -148,6 +149,8 @@ def find(name: str | Path) -> SavedAdapter | None:
 
     facts = read_json(folder, FACTS_FILE) or {}
     kind, saved = entry.get("peft_type"), facts.get("diffusion")
+    check_config(entry, path)
+    check_facts(facts, folder / FACTS_FILE)
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(path.parent))) if kind == "LORA" else None
     except (TypeError, ValueError) as error:

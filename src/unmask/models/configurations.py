@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, nearest
 from unmask.models.families import FAMILIES
 from unmask.models.headers import StoredWeights
 from unmask.models.json_files import is_plain_file
@@ -38,6 +38,8 @@ _POSITIVE = ("rope_theta", "rms_norm_eps", "initializer_range")
 # Keys that mean a diffusion model in a configuration that no diffusion entry explains.
 _OF_DIFFUSION = ("mask_token_id", "mask_id", "bd_size", "diffusion_block_size", "block_size")
 _SPARE = 2**20
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_DTYPES = ("float64", "float32", "bfloat16", "float16", "auto")
 
 
 def check_stock(raw: Mapping[str, Any], folder: Path, source: str) -> None:
@@ -50,6 +52,7 @@ def check_stock(raw: Mapping[str, Any], folder: Path, source: str) -> None:
     if family is None:
         return
     check_sizes(raw, source)
+    _check_names(raw, source)
     for architecture in _listed(raw.get("architectures"), "architectures", source):
         if architecture != family.model_class:
             raise CheckpointError(
@@ -90,8 +93,8 @@ def check_not_quantized(raw: Mapping[str, Any], source: str) -> None:
     method = said.get("quant_method", said.get("quant_algo")) if isinstance(said, dict) else said
     raise CheckpointError(
         f"{source} has `quantization_config: {_shown(said)}` in its config.json: its weights were quantised by "
-        f"{method or 'an unnamed method'}, and such do not open here. Use the checkpoint that they were made from. In "
-        "training, adapter.quantization=nf4 keeps that one's weights in 4 bits."
+        f"{method or 'an unnamed method'}, and only whole ones open here. Use the checkpoint that they were made from. "
+        "In training, adapter.quantization=nf4 keeps that one's weights in 4 bits."
     )
 
 
@@ -139,6 +142,44 @@ def _check_heads(said: Mapping[str, Any], source: str) -> None:
         each = width // heads
     if isinstance(each, int) and each % 2:
         raise CheckpointError(f"{source} has heads of {each} channels (`head_dim`), and rotary positions need pairs.")
+
+
+def check_ids(said: Mapping[str, Any], file: str, source: str) -> None:
+    """Refuse special tokens that are no ids.
+
+    Raises:
+        CheckpointError: one is something else.
+    """
+    for name in _IDS:
+        value = said.get(name)
+        listed = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        for one in listed:
+            if one is not None and (isinstance(one, bool) or not isinstance(one, int) or abs(one) >= 2**31):
+                raise CheckpointError(
+                    f"{source} has `{name}: {_shown(value)}` in its {file}, which must be a token id. Copy the "
+                    "checkpoint again."
+                )
+
+
+def _check_names(said: Mapping[str, Any], source: str) -> None:
+    """Refuse an activation, a rotary scheme or a type of weights that does not exist."""
+    from transformers.activations import ACT2FN
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rotary = said.get("rope_parameters", said.get("rope_scaling"))
+    if rotary is not None and not isinstance(rotary, dict):
+        raise CheckpointError(f"{source} has `rope_parameters: {_shown(rotary)}`, which must be an object.")
+    named = {
+        "hidden_act": (said.get("hidden_act"), tuple(ACT2FN)),
+        "rope_type": ((rotary or {}).get("rope_type", (rotary or {}).get("type")), ("default", *ROPE_INIT_FUNCTIONS)),
+        **{name: (said.get(name), _DTYPES) for name in ("dtype", "torch_dtype")},
+    }
+    for name, (value, allowed) in named.items():
+        if value is not None and value not in allowed:
+            raise CheckpointError(
+                f"{source} has `{name}: {_shown(value)}` in its config.json, which does not exist. "
+                f"{nearest(str(value), allowed)}"
+            )
 
 
 def check_fits(config: PreTrainedConfig, stored: StoredWeights, source: str) -> None:

@@ -85,7 +85,8 @@ def optimize_for_inference(network: nn.Module) -> None:
     twice; a larger one is left alone. Changes of the weights are noticed, but for those made through `weight.data[...]`
     in place: call this again after them.
     """
-    layers = [one for one in network.modules() if type(one) in (nn.Linear, CPULinear) and one.weight.is_cpu]
+    linear = [one for one in network.modules() if isinstance(one, nn.Linear) and one.weight.is_cpu]
+    layers = [one for one in linear if type(one) in (nn.Linear, CPULinear)]
     if not torch.backends.mkldnn.is_available() or sum(layer.weight.nbytes for layer in layers) > COPIED_BYTES:
         return
     _count_steps()

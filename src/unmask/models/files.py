@@ -28,7 +28,7 @@ from unmask.models.headers import WEIGHTS_FILE, StoredWeights, counted, weight_f
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _GIVE = "Give a model folder, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]  # that of whichever httpx huggingface_hub is built on
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # that of whichever httpx huggingface_hub is built on
 _HUB_SECONDS, _SILENCE_SECONDS = 3, 60
 _PORTS = {"http": 80, "https": 443}
 _silences: dict[str, tuple[float, str | None]] = {}
@@ -59,11 +59,10 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"There is no folder {name} with a config.json, and it is no hub id either: {error} {_GIVE}"
         ) from None
-    silent = "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else _silence(constants.ENDPOINT)
-    # Asked, a hub that is out of reach is asked again and again for half a minute.
-    local = {"local_files_only": True} if silent else {}
+    silent = _silence()
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **local))
+        # A hub that is out of reach would be asked again and again for half a minute.
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=silent is not None))
     except (OSError, ValueError, _HTTP_ERROR) as error:
         reason = " ".join(str(error).split())
         if silent:
@@ -73,8 +72,11 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         ) from None
 
 
-def _silence(endpoint: str) -> str | None:
-    """Why a hub cannot be asked, or None. Whoever names a proxy asks that one, which says so itself."""
+def _silence() -> str | None:
+    """Why the hub cannot be asked, or None. Whoever names a proxy asks that one, which answers for itself."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids to ask the hub"
+    endpoint = constants.ENDPOINT
     known = _silences.get(endpoint)
     if known is None or known[0] < time.monotonic() - _SILENCE_SECONDS:
         place = urlsplit(endpoint)
@@ -143,6 +145,9 @@ def stored_weights(name: str | Path) -> StoredWeights:
 
 
 def _stored_on_hub(name: str) -> StoredWeights:
+    silent = _silence()
+    if silent and not constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"The safetensors headers of {name} are not in the local cache, and {silent}.")
     try:
         metadata = get_safetensors_metadata(name)
     except (OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError) as error:

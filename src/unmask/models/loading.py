@@ -37,6 +37,8 @@ from unmask.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+# What `transformers` raises on configurations that contradict themselves, and on damaged files.
+_LOADING_ERRORS = (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def load(
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
+        except (*_LOADING_ERRORS, SafetensorError) as error:
             raise CheckpointError(f"The weights in {name} cannot be loaded: {error}") from None
     network, report = cast("tuple[PreTrainedModel, Any]", loaded)
     _check_report(report, source)
@@ -124,11 +126,14 @@ def outline(name: str | Path) -> Checkpoint:
     if saved is not None:
         return _under_entry(outline(saved.base), saved)
     source = read_source(name)
-    with torch.device("meta"):
-        network = source.family.model()(source.config)
     generation = read_json(source.folder, GENERATION_CONFIG)
-    if generation is not None and source.published is None:
-        network.generation_config = GenerationConfig.from_dict(generation)
+    try:
+        with torch.device("meta"):
+            network = source.family.model()(source.config)
+        if generation is not None and source.published is None:
+            network.generation_config = GenerationConfig.from_dict(generation)
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(f"The configuration of {name} makes no network: {error}") from None
     return _assembled(source, network, "dense")
 
 
@@ -258,6 +263,15 @@ def _under_entry(base: Checkpoint, saved: SavedAdapter) -> Checkpoint:
     """The base of an adapter with the entry, the mask row and the tokenizer of the model that was trained."""
     backbone = base.backbone
     entry = saved.diffusion or backbone.diffusion
+    rows = int(backbone.network.config.vocab_size)
+    # A base without a mask token gets one row more where it has no spare one.
+    most = rows + (backbone.diffusion.mask_token_id is None)
+    if entry.vocabulary_size > most or (entry.mask_token_id or 0) > rows:
+        raise CheckpointError(
+            f"The `diffusion` entry of the adapter {saved.name} names ids beyond the {rows} embedding rows of its base "
+            f"{saved.base} (vocabulary_size {entry.vocabulary_size}, mask_token_id {entry.mask_token_id}). It was "
+            "trained on another base."
+        )
     if entry.mask_token_id is not None and backbone.diffusion.mask_token_id is None:
         _give_row(backbone.network, entry.mask_token_id, used=backbone.diffusion.vocabulary_size)
     backbone.configure(entry)

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from unmask.errors import CheckpointError, SettingsError
-from unmask.models.configurations import check_fits, check_not_quantized, check_sizes, check_stock
+from unmask.models.configurations import check_fits, check_ids, check_not_quantized, check_sizes, check_stock
 from unmask.models.families import FAMILIES, Family, family_of
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors
 from unmask.models.headers import counted, weight_files
@@ -68,10 +68,13 @@ def read_source(name: str | Path) -> Source:
     raw = read_json(folder, CONFIG)
     if raw is None:
         raise CheckpointError(f"{name} holds no {CONFIG}. {_GIVE}")
+    generation = read_json(folder, GENERATION_CONFIG) or {}
     check_not_quantized(raw, str(name))
+    for file, said in ((CONFIG, raw), (GENERATION_CONFIG, generation)):
+        check_ids(said, file, str(name))
     published = published_format(raw, str(name))
     if published is not None:
-        config, entry = published.read(raw, read_json(folder, GENERATION_CONFIG) or {}, str(name))
+        config, entry = published.read(raw, generation, str(name))
     else:
         check_stock(raw, folder, str(name))
         config = _stock_config(folder, raw, str(name))

@@ -74,7 +74,8 @@ def damage(name: str | Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"There is no usable tokenizer in {name}: {reason} Copy its files from the checkpoint that they belong to."
+            f"There is no usable tokenizer in {name}: {reason.rstrip('.')}. Copy its files from the checkpoint that "
+            "they belong to."
         ) from None
 
 

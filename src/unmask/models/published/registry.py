@@ -81,7 +81,7 @@ NOT_COVERED = (
         "dllm's A2D",
         ("A2DQwen3LMHeadModel", "A2DQwen2LMHeadModel", "A2DLlamaLMHeadModel"),
         ("a2d-qwen3", "a2d-qwen2", "a2d-llama"),
-        "the class of the same family",
+        "The class of the same family",
         "its mask token stands in the tokenizer, and its method nowhere",
     ),
     NotCovered(
