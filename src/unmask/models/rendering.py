@@ -117,7 +117,6 @@ class _Counting(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = _call("counted", node.iter)
-        node.body.insert(0, nodes.ExprStmt(_call("tick")))
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
@@ -149,7 +148,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": _PlainNamespace,
         }
 
-    def tick(self) -> str:
+    def tick(self) -> None:
         """Count a step."""
         budget = self.budget
         budget.steps -= 1
@@ -157,7 +156,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it takes more than {TEMPLATE_STEPS:,} steps")
         if budget.steps % _STEPS_BETWEEN_LOOKS == 0 and time.thread_time() > budget.deadline:
             raise LimitError(f"it works for more than {TEMPLATE_SECONDS:g} s")
-        return ""
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, each of them a step."""
