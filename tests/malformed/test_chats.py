@@ -88,7 +88,7 @@ CASES = [
         {"messages": [{}, REPLY]},
         "message 1 must have role and content, or from and value; it has no field",
     ),
-    refused("a thousand and one messages", {"messages": [USER, REPLY] * 501}, "has 1,002 messages, and at most 1,000"),
+    refused("hundreds of messages", {"messages": [USER, REPLY] * 251}, "has 502 messages, and at most 500"),
     refused("both lists", {"messages": [USER, REPLY], "conversations": [USER, REPLY]}, "can be read in several ways"),
     # --- roles
     refused("a role that is a list", first(role=["user"], content="Hi"), 'message 1 has the unknown role ["user"]'),
