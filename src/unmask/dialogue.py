@@ -303,7 +303,10 @@ def _shown(params: SamplingParams) -> str:
 
 def _path(name: str, command: str) -> Path:
     is_true(name != "", f"{command} needs the name of a file, for example: {command} talk.jsonl")
-    return Path(name).expanduser()
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"There is no home folder for {name}. Give the path without `~`.") from None
 
 
 def _counted(turns: int) -> str:

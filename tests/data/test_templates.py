@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import Lowercase
+from transformers import AddedToken
 
 from tests import chats
 from unmask.data.chat import Conversation, Message
@@ -210,6 +214,138 @@ def test_a_generation_prompt_that_no_reply_begins_with_is_refused() -> None:
     odd = jinja(turns("<|eos|>", "assistant: <plan>"))
     with pytest.raises(SettingsError, match="does not begin a reply as its generation prompt does"):
         documents(odd, chats.conversation("a", "b"), "all")
+
+
+def test_a_template_without_a_generation_prompt_gets_one(tmp_path: Path) -> None:
+    tokenizer = jinja(turns("<|eos|>") + "\n")
+    conversation = chats.conversation("a", "b", "c", "d")
+    (document,) = documents(tokenizer, conversation, "all")
+    assert [tokenizer.decode(run) for run in supervised_runs(document)] == ["b<|eos|>", "d<|eos|>"]
+    asked = ChatEncoder(ChatTemplate(tokenizer)).prompt(chats.dicts(conversation)[:1])
+    assert tokenizer.decode(asked) == "user:a<|eos|>assistant:"
+    # Whoever asks the saved model by its template alone writes it too, and other texts stay.
+    before = ChatTemplate(tokenizer).render(chats.dicts(conversation))
+    use_template(tokenizer, None)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    question = chats.dicts(conversation)[:1]
+    rendered = again.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert rendered == "user:a<|eos|>assistant:"
+    assert again.apply_chat_template(chats.dicts(conversation), tokenize=False) == before
+    assert ChatTemplate(again).missing_opening == ""
+
+
+def test_a_template_whose_generation_prompt_is_the_end_of_the_question_stays() -> None:
+    llama2 = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} <|eos|>{% endif %}{% endfor %}"
+    )
+    tokenizer = jinja(llama2)
+    (document,) = documents(tokenizer, chats.conversation("a", "b"), "all")
+    assert [tokenizer.decode(run) for run in supervised_runs(document)] == [" b <|eos|>"]
+    use_template(tokenizer, None)
+    assert tokenizer.chat_template == llama2
+
+
+@pytest.mark.parametrize("supervise", ["all", "last", "each"])
+def test_replies_of_weight_0_are_read_and_not_learned(supervise: Supervise) -> None:
+    tokenizer = chats.plain_tokenizer()
+    learned = {"all": [["b", "f"]], "last": [["f"]], "each": [["b"], ["f"]]}[supervise]
+    turns = [*chats.conversation("a", "b", "c", "d", "e", "f", "g", "h").messages]
+    for number in (3, 7):
+        turns[number] = dataclasses.replace(turns[number], is_learned=False)
+    found = documents(tokenizer, Conversation(tuple(turns)), supervise)
+    assert [[tokenizer.decode(run) for run in supervised_runs(row)] for row in found] == [
+        [f"{text}<|eos|>" for text in texts] for texts in learned
+    ]
+    whole = ChatTemplate(tokenizer).render(chats.dicts(Conversation(tuple(turns[:6]))))
+    assert tokenizer.decode(found[-1].ids) == whole.removesuffix("\n")
+
+
+def test_reasoning_and_calls_are_learned_as_the_template_writes_them(shared_data: Path) -> None:
+    tokenizer = tokenizer_of("qwen3", shared_data)
+    call = {"function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+    conversation = Conversation(
+        (
+            Message("user", "2 + 2?"),
+            Message("assistant", "", {"reasoning_content": "Add.", "tool_calls": [call]}),
+            Message("tool", "4", {"tool_call_id": "1"}),
+            Message("assistant", "Four <|im_end|>.", {"reasoning_content": "It said 4."}),
+        ),
+        tools=({"type": "function", "function": {"name": "add"}},),
+    )
+    found = documents(tokenizer, conversation, "each")
+    replies = [[tokenizer.decode(run) for run in supervised_runs(row)] for row in found]
+    assert replies == [
+        [
+            "<think>\nAdd.\n</think>\n\n<tool_call>\n"
+            '{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call><|im_end|>'
+        ],
+        ["<think>\nIt said 4.\n</think>\n\nFour <|im_end|>.<|im_end|>"],
+    ]
+    expected = tokenizer.apply_chat_template(
+        [message.fields for message in conversation.messages[:1]],
+        tools=list(conversation.tools),
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert found[0].ids[: len(expected)].tolist() == expected
+
+
+def test_a_fingerprint_changes_with_all_that_decides_the_ids() -> None:
+    def changed(change: Callable[[PreTrainedTokenizerBase], object]) -> str:
+        tokenizer = chats.llada_tokenizer()
+        change(tokenizer)
+        return ChatTemplate(tokenizer).fingerprint()
+
+    def lower(tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.backend_tokenizer.normalizer = Lowercase()  # type: ignore[attr-defined]
+
+    def set_template(tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.chat_template = str(tokenizer.chat_template) + " "
+
+    prints = [
+        changed(lambda tokenizer: None),
+        changed(set_template),
+        changed(lower),
+        changed(lambda tokenizer: tokenizer.add_tokens([AddedToken("<think>")])),
+        changed(lambda tokenizer: tokenizer.add_tokens([AddedToken("<think>", special=True)])),
+        changed(lambda tokenizer: tokenizer.add_tokens([AddedToken("<think>", special=True, rstrip=True)])),
+        changed(lambda tokenizer: setattr(tokenizer, "bos_token", "<|startoftext|>")),
+        changed(lambda tokenizer: setattr(tokenizer, "eos_token", "<|eot_id|>")),
+        changed(lambda tokenizer: setattr(tokenizer, "pad_token", "<|eos|>")),
+    ]
+    assert len(set(prints)) == len(prints)
+    # A tokenizer gains its mask token between two runs; texts never encode to it.
+    assert changed(lambda tokenizer: tokenizer.add_special_tokens({"mask_token": "<|mask|>"})) == prints[0]
+    # Padding and truncation are of a call, not of the tokenizer.
+    assert changed(lambda tokenizer: tokenizer(["a", "bcd"], padding=False, truncation=True, max_length=2)) == prints[0]
+
+
+def test_a_dated_template_has_a_fingerprint_for_each_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        day = 1
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, cls.day, tzinfo=tz)
+
+    dated = ChatTemplate(jinja("{{ strftime_now('%d') }}" + turns("<|eos|>", "assistant:")))
+    plain = ChatTemplate(jinja(turns("<|eos|>", "assistant:")))
+    monkeypatch.setattr("unmask.models.chat_templates.datetime", Clock)
+    first = dated.fingerprint(), plain.fingerprint()
+    Clock.day = 2
+    assert dated.fingerprint() != first[0] and plain.fingerprint() == first[1]
+
+
+def test_one_of_a_tokenizers_named_templates_is_used() -> None:
+    tokenizer = byte_tokenizer()
+    named = {"default": turns("<|eos|>", "assistant:"), "brief": turns("<|bos|>", "assistant:")}
+    for own in (named, [{"name": name, "template": text} for name, text in named.items()]):
+        tokenizer.chat_template = own
+        assert ChatTemplate(tokenizer).end == "<|eos|>"
+        use_template(tokenizer, "brief")
+        assert ChatTemplate(tokenizer).end == "<|bos|>"
 
 
 def test_a_reply_that_ends_in_another_way_is_refused() -> None:

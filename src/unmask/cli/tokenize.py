@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     from unmask.data.chat_tokens import ChatDocuments, ChatEncoder
     from unmask.data.templates import ChatTemplate, use_template
     from unmask.data.token_files import write_token_files
+    from unmask.models.messages import readable
     from unmask.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(locate(parsed.model))
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     sources = Conversations(parsed.data, settings)
     chosen = itertools.islice(sources, parsed.start, stop)
     if parsed.system_prompt:
-        first = Message("system", parsed.system_prompt)
+        first = Message("system", readable(parsed.system_prompt, "--system-prompt"))
         chosen = (
             one if one.messages[0].role == "system" else dataclasses.replace(one, messages=(first, *one.messages))
             for one in chosen

@@ -26,7 +26,7 @@ _MATERIAL = ("input", "context")
 _ROLES = {"human": "user", "gpt": "assistant"} | {name: name for name in ("system", "user", "assistant", "tool")}
 # Of a row: they would change what its template writes.
 _REFUSED = ("chat_template", "chat_template_kwargs", "documents", "functions")
-_MOST_MESSAGES = 1_000
+_MOST_MESSAGES = 500
 """Of one conversation: a template runs over all messages for each reply."""
 
 
@@ -84,10 +84,6 @@ class Conversation:
 
 class Conversations(Sources[Conversation]):
     """The conversations of some sources."""
-
-    def fingerprint(self) -> str:
-        """As of every source, and which fields are left out of rows."""
-        return "-".join([super().fingerprint(), *self.settings.ignored_fields])
 
     def from_row(self, row: Any, where: str) -> Iterator[Conversation]:
         """The conversation in a row."""

@@ -9,6 +9,7 @@ training and asking alike.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -89,14 +90,16 @@ class ChatTemplate(PromptTemplate):
         """
         question = {"role": "user", "content": _QUESTION}
         try:
-            before = self.render([question], reply=True)
+            closed, before = self.render([question]), self.render([question], reply=True)
             whole = self.render([question, {"role": "assistant", "content": _ANSWER}])
         except DataError:
             return ""  # `end` says why
         if not whole.startswith(before):
             return ""  # `rows` says so of each conversation
         opening = whole[len(before) :].partition(_ANSWER)[0]
-        if self.control.search(opening) or "assistant" in opening.lower():
+        name = whole.lower().find("assistant", len(closed)) if whole.startswith(closed) else -1
+        is_named_too_late = len(before) < name + len("assistant") <= len(before) + len(opening)
+        if self.control.search(opening) or is_named_too_late:
             raise SettingsError(
                 f"The chat template's generation prompt ends before the header of a reply does ({opening!r} is "
                 "missing), so the header would be learned as part of every reply. Let it write all of the header where "
@@ -197,7 +200,9 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def _read_template(name: str, named: Mapping[str, str]) -> str:
-    path = Path(name).expanduser()
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # nobody has that home
+        path = path.expanduser()
     if not path.is_file():
         raise SettingsError(
             f"There is no chat template {name}: neither a known one nor a file. {nearest(name, named)} A Jinja "

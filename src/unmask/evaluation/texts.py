@@ -39,7 +39,7 @@ def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]], *, or_e
             tokens = codec.checked(cast("list[int]", encoded["input_ids"])) if text else []
             sizes.append(byte_lengths(text, [stop for _, stop in encoded["offset_mapping"]]).tolist())
         else:
-            tokens = codec.checked(list(text))
+            tokens = codec.checked(text)
             sizes.append([0] * len(tokens))
         ids.append(start + tokens)
     longest = max(map(len, ids))

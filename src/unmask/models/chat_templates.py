@@ -6,7 +6,6 @@ text; the control tokens of the rendered text are the template's own.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -180,7 +179,7 @@ class PromptTemplate:
             raise DataError("there is no message")
         variables = {
             **self.tokenizer.special_tokens_map,
-            "messages": copy.deepcopy([dict(message) for message in messages]),
+            "messages": list(messages),
             "tools": tools,
             "documents": None,
             "add_generation_prompt": reply,

@@ -52,9 +52,9 @@ class PromptEncoder:
         self.tokenizer = template.tokenizer
         letter = encode(self.tokenizer, "a", special=False)
         self._adds_space = decode(self.tokenizer, letter + letter) != "aa"
-        unknown = self.tokenizer.unk_token
-        # Text that a tokenizer does not know is not a control token.
-        live = [token for token in template.live_tokens if token != unknown]
+        # Text that a tokenizer does not know is not a control token (but GPT-2 calls its end of text unknown, too).
+        others = {str(token) for name, token in self.tokenizer.special_tokens_map.items() if name != "unk_token"}
+        live = [token for token in template.live_tokens if token != self.tokenizer.unk_token or token in others]
         self._ids = {token: cast(int, self.tokenizer.convert_tokens_to_ids(token)) for token in live}
         self._live = frozenset(self._ids.values())
         self._pattern = _reading(self.tokenizer.added_tokens_decoder.values(), live)

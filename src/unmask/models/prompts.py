@@ -70,23 +70,25 @@ class PromptCodec:
         if self.tokenizer is None:
             raise PromptError("This checkpoint has no tokenizer: give prompts as lists of token ids.")
         if isinstance(prompt, str):
-            return self.checked(self.read(prompt))
+            return self.checked(self._encode_text(prompt))
         return self.checked(self._encode_chat(cast("Sequence[Message]", prompt)))
 
     def read(self, text: str) -> list[int]:
-        """Token ids of a text to be continued, after one BOS; also of one that `chat_text` made.
+        """Token ids of a text to be continued, after one BOS, or of what `chat_text` made, perhaps with text after it.
 
         Raises:
             PromptError: the text holds what is no character.
         """
-        assert self.tokenizer is not None
+        if ESCAPE not in text or self.tokenizer is None or not self.tokenizer.chat_template:
+            return self._encode_text(text)
         try:
-            text = readable(text, "The prompt")
-            if ESCAPE in text and self.tokenizer.chat_template:
-                return self._chat_encoder.read(text.removeprefix(MARK))
+            return self._chat_encoder.read(readable(text, "The prompt").removeprefix(MARK))
         except DataError as error:
             raise PromptError(f"{error}.") from None
-        return encode_prompt(self.tokenizer, text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        assert self.tokenizer is not None
+        return encode_prompt(self.tokenizer, _readable(text))
 
     def chat_text(self, messages: Sequence[Message], *, reply: bool = True) -> str:
         """Messages as a text that `read` turns into the ids that they have as a prompt; for callers that take texts.
@@ -100,7 +102,7 @@ class PromptCodec:
         encoder = self._chat_encoder
         try:
             text = encoder.template.asked_text(self._messages(messages), reply=reply)
-            # A mark where it would be taken for another text, which gets a BOS.
+            # A mark where it would be taken for a text that gets a BOS.
             return text if self.read(text) == encoder.read(text) else MARK + text
         except DataError as error:
             raise PromptError(_refused(error)) from None
@@ -144,8 +146,8 @@ class PromptCodec:
                 f"A text to fill is a list of at least two pieces, with the gaps between them, got {pieces!r}. "
                 'Example: lm.infill([["The cat ", " the mat."]], SamplingParams(infill_length=2))'
             )
-        first = self.read(pieces[0]) if pieces[0] else self._start_of_text()
-        found = [self.checked(first), *(self._behind(piece) for piece in pieces[1:])]
+        first = self._encode_text(pieces[0]) if pieces[0] else self._start_of_text()
+        found = [self.checked(first), *(self._behind(_readable(piece)) for piece in pieces[1:])]
         for ids in found[1:]:
             self._check_ids(ids)
         return found
@@ -247,6 +249,13 @@ def _integers(ids: Ids) -> list[int]:
 
 def _is_whole(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+
+
+def _readable(text: str) -> str:
+    try:
+        return readable(text, "The prompt")
+    except DataError as error:
+        raise PromptError(f"{error}.") from None
 
 
 def _refused(error: DataError) -> str:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import LoopContext
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -54,6 +54,10 @@ _FAULTS = (
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\d{5,}|\*)|:[^{}]*(\d{5,}|\{)")
 _WIDE_FILTERS = ("batch", "center", "indent", "slice", "tojson", "wordwrap")
 _WIDE_METHODS = ("center", "expandtabs", "ljust", "rjust", "zfill")
+
+
+# In front of the names of filters that no template can spell.
+_HIDDEN = "(counted) "
 
 
 class LimitError(TemplateError):
@@ -116,18 +120,17 @@ class _Counting(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _call("counted", node.iter)
-        node.body.insert(0, nodes.ExprStmt(_call("tick")))
+        node.iter = _counted("counted", node.iter)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
-        node.nodes = [_call("written", part) for part in node.nodes]
+        node.nodes = [_counted("written", part) for part in node.nodes]
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call("joined", *node.nodes)
+        return _counted("joined", nodes.List(node.nodes))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -142,6 +145,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         del self.filters["random"], self.globals["lipsum"]  # a prompt must be the same whenever it is written
         self.filters = {name: self._bounded(name, run) for name, run in self.filters.items()}
+        for counter in (self.counted, self.written, self.joined):
+            self.filters[_HIDDEN + counter.__name__] = _as_filter(counter)
         self.globals |= {
             "raise_exception": _raise,
             "strftime_now": lambda form: datetime.now().strftime(form),
@@ -149,7 +154,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": _PlainNamespace,
         }
 
-    def tick(self) -> str:
+    def tick(self) -> None:
         """Count a step."""
         budget = self.budget
         budget.steps -= 1
@@ -157,7 +162,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it takes more than {TEMPLATE_STEPS:,} steps")
         if budget.steps % _STEPS_BETWEEN_LOOKS == 0 and time.thread_time() > budget.deadline:
             raise LimitError(f"it works for more than {TEMPLATE_SECONDS:g} s")
-        return ""
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, each of them a step."""
@@ -173,7 +177,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it writes more than {self.budget.size:,} characters")
         return text
 
-    def joined(self, *parts: Any) -> str:
+    def joined(self, parts: Iterable[Any]) -> str:
         """What `~` makes of its parts."""
         texts = [str(part) for part in parts]
         self._fits(sum(map(len, texts)))
@@ -299,9 +303,17 @@ def rendered(source: str, variables: Mapping[str, Any], *, characters: int) -> s
         raise RefusalError(_described(error), variables.get("messages")) from None
 
 
-def _call(name: str, *parts: nodes.Node) -> nodes.Call:
-    arguments = cast("list[nodes.Expr]", list(parts))
-    return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+def _counted(name: str, node: nodes.Node) -> nodes.Filter:
+    """What one of the environment's counters makes of a node: a filter, since calls pass through the sandbox."""
+    return nodes.Filter(cast("nodes.Expr", node), _HIDDEN + name, [], [], None, None)
+
+
+def _as_filter(counter: Callable[[Any], Any]) -> Callable[[Context, Any], Any]:
+    @pass_context  # which keeps Jinja from evaluating it when it compiles
+    def run(context: Context, value: Any) -> Any:
+        return counter(value)
+
+    return run
 
 
 def _described(error: BaseException) -> str:

@@ -33,8 +33,8 @@ _SHAPE = (
     "head_dim max_position_embeddings rope_theta tie_word_embeddings initializer_range"
 )
 _TEXT = (
-    "format train validation validation_fraction split text_field separator prompt_field answer_field malformed "
-    "max_tokens context_length neat_packing chat_template supervise pad_mode eos_cap over_long validation_split "
+    "format train validation validation_fraction split text_field separator prompt_field answer_field ignored_fields "
+    "malformed max_tokens context_length neat_packing chat_template supervise pad_mode eos_cap over_long validation_split "
     "overlap weights max_line_bytes max_expansion streaming shuffle_rows"
 )
 _OBJECTIVE = (
