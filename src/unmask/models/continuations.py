@@ -2,8 +2,8 @@
 
 In: the ids of a prompt and of the tokens after it. Out: the text that the tokens add to the prompt's, without special
 tokens, up to the first stop text. Tokens are always read after the prompt, because some tokenizers strip the first
-space of a text and some characters take several tokens. A stop may spell special tokens (`<|im_start|>user`): it is looked
-for in the text as it is shown, and in the one with special tokens spelled out.
+space of a text and some characters take several tokens. A stop may spell special tokens (`<|im_start|>user`): it is
+looked for in the text as it is shown, and in the one with special tokens spelled out.
 """
 
 from __future__ import annotations
