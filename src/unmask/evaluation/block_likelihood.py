@@ -33,7 +33,7 @@ _ELBO = ObjectiveSettings(method="block_diffusion", corruption="count", weightin
 def block_nats(
     backbone: Backbone, batch: Batch, losses: Callable[[Example], Tensor], *, masks: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Nats of each row and their standard error, float64 [B] each; the error is NaN where one mask leaves it unknown.
+    """Nats of each row and their standard error, float64 [B] each.
 
     Args:
         backbone: a block-diffusion model, in evaluation mode.
@@ -64,7 +64,7 @@ def block_nats(
         sums_BG = torch.zeros(len(group), time_BKG.shape[2], dtype=torch.float64)
         estimates.append(sums_BG.index_put_((row_R, group[row_R, column_R]), nats_R, accumulate=True))
     nats_BKG = torch.cat(estimates).view_as(time_BKG)
-    if block_length == 1:
+    if copies == 1:
         return nats_BKG.sum(dim=(1, 2)), torch.zeros(len(nats_BKG), dtype=torch.float64)
     ordered_BKG = nats_BKG.gather(1, time_BKG.argsort(dim=1))
     stderr_N = systematic_stderr(ordered_BKG.transpose(1, 2).flatten(0, 1))

@@ -164,7 +164,7 @@ def row_nats(
         losses: evaluates an example's rows in place of the backbone (a wrapped or sharded one).
 
     Raises:
-        NonFiniteError: a row's nats are NaN or infinite.
+        NonFiniteError: a row's nats or their standard error are NaN or infinite.
         PromptError: the model is in training mode.
     """
     losses = losses or functools.partial(_losses, backbone)
@@ -182,8 +182,8 @@ def row_nats(
 
 
 def _finite(rows: RowNats) -> RowNats:
-    """Errors are unknown, NaN, where one version of a row was drawn; nats are always known."""
     finite(rows.nats_B, lambda row: f"row {row} of a batch")
+    finite(rows.stderr_B, lambda row: f"row {row} of a batch, as its standard error,")
     return rows
 
 
