@@ -26,17 +26,28 @@ if TYPE_CHECKING:
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     """Token ids of a text that holds no control tokens, whatever it spells, after BOS if `special`."""
-    encoded = tokenizer(text, add_special_tokens=special, split_special_tokens=True, verbose=False)
+    encoded = tokenizer(_readable(text), add_special_tokens=special, split_special_tokens=True, verbose=False)
     return cast("list[int]", encoded["input_ids"])
 
 
 def ids_and_stops(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """The same ids, and the character of the text where each one stops."""
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )
+    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+    encoded = tokenizer(_readable(text), verbose=False, **options)
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     return cast("list[int]", encoded["input_ids"]), [stop for _, stop in offsets]
+
+
+def _readable(text: str) -> str:
+    """The text, if it has a UTF-8 form, which is what tokenizers read and bytes are counted of."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"A text to score has half a surrogate pair ({text[error.start]!a}) at character {error.start}, which has "
+            "no UTF-8 form. Replace it: text.encode(errors='replace').decode()"
+        ) from None
+    return text
 
 
 @dataclass
@@ -79,7 +90,7 @@ def kept(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Kept:
         ids, stops = ids_and_stops(tokenizer, text)
         found.documents += 1
         found.unknown += 0 if unknown is None else ids.count(cast(int, unknown))
-        found.text_bytes += len(text.encode(errors="surrogatepass"))
+        found.text_bytes += len(text.encode())
         found.scored_bytes += int(byte_lengths(text, stops).sum())
         difference = changed(tokenizer, text, ids)
         if difference is not None:
@@ -98,6 +109,14 @@ def changed(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -
     at = next(at for at, (one, other) in pairs if one != other)
     begin = max(0, at - 10)
     return text.strip()[begin : at + 20], back.strip()[begin : at + 20]
+
+
+def _as_ids(text: object) -> list[int]:
+    """A text that is given as token ids."""
+    is_list = isinstance(text, Sequence) and not isinstance(text, bytes | bytearray)
+    if not is_list or not all(isinstance(one, int) and not isinstance(one, bool) for one in text):
+        raise PromptError(f"A text to score must be a str or a list of token ids, got {type(text).__name__}: {text!r}.")
+    return list(text)
 
 
 def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]], *, or_end: bool = False) -> Batch:
@@ -124,7 +143,7 @@ def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]], *, or_e
             tokens = codec.checked(found) if found else []
             sizes.append(byte_lengths(text, stops).tolist())
         else:
-            tokens = codec.checked(list(text))
+            tokens = codec.checked(_as_ids(text))
             sizes.append([0] * len(tokens))
         ids.append(start + tokens)
     longest = max(map(len, ids))
