@@ -130,11 +130,13 @@ class DiffusionLM:
         Args:
             prompts: one prompt or a batch of any lengths; None generates without a prompt.
             params: one for all prompts or one for each.
-            batch_size: rows that are decoded together; results do not depend on it.
+            batch_size: rows that are decoded together; results do not depend on it in float32 and float64. In bfloat16
+                matrix products of other shapes round differently, and near-ties may fall another way.
             streamer: of `transformers` or like them, for one prompt and one sample: its `put` is told the prompt and
-                the tokens as they settle, its `put_draft`, if it has one, what may still change.
+                the tokens as they settle, up to a stop text; its `put_draft`, if it has one, what may still change.
 
         Raises:
+            NonFiniteError: the model's distributions are NaN or infinite.
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
             SettingsError: the parameters do not fit the decoding or the model.
         """
@@ -161,7 +163,7 @@ class DiffusionLM:
             texts: each a list of pieces; a gap lies between any two of them, so ["", "x"] has a gap in front.
             params: with `infill_length`, the tokens of the gaps; one for all texts or one for each. A gap's text ends
                 at its first end-of-text token or stop text.
-            batch_size: texts that are filled together; results do not depend on it.
+            batch_size: texts that are filled together; as in `generate`.
 
         Raises:
             PromptError: a text has no gap or is too long for the context.
