@@ -28,7 +28,7 @@ from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import loading
 from unmask.models.backbone import AttentionBackend, Backbone
-from unmask.models.continuations import MASK_GLYPH
+from unmask.models.continuations import MASK_GLYPH, Continuation
 from unmask.models.cpu_linear import prepare_for_inference
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
@@ -190,9 +190,10 @@ class DiffusionLM:
         (ids,) = self.codec.encode_all(prompt)
         one = self._each(params, 1)[0]
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
+        reader = None if self.tokenizer is None else self.codec.reader(ids)
         while not run.done:
             run.advance()
-            yield self._told(run.observe(0), ids, one, is_final=run.done)
+            yield _told(run.observe(0), reader, one, is_final=run.done)
 
     def score(
         self,
@@ -294,16 +295,6 @@ class DiffusionLM:
         ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
         return StopRule(frozenset(ids), params.stop, eos_ids, None if self.tokenizer is None else self.codec.reader)
 
-    def _told(self, step: Step, prompt: Sequence[int], params: SamplingParams, *, is_final: bool) -> Step:
-        """The step with its texts."""
-        if self.tokenizer is None:
-            shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
-            return dataclasses.replace(step, text=" ".join(shown))
-        reader, known = self.codec.reader(prompt), cast("list[int]", list(step.canvas[: step.settled]))
-        text = reader.drawn(step.canvas, params.stop, is_final=is_final)
-        settled = text if is_final else reader.settled(known, params.stop)
-        return dataclasses.replace(step, text=text, settled_text=settled)
-
     def _text(self, before: Sequence[int], tokens: Sequence[int], params: SamplingParams) -> str:
         """What tokens add to those before them, up to a stop text."""
         return "" if self.tokenizer is None else self.codec.reader(before).until(tokens, params.stop)[0]
@@ -372,6 +363,16 @@ def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
             f"({params.canvas_mode})."
         )
     return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
+
+
+def _told(step: Step, reader: Continuation | None, params: SamplingParams, *, is_final: bool) -> Step:
+    """The step with its texts; ids without a tokenizer."""
+    if reader is None:
+        shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
+        return dataclasses.replace(step, text=" ".join(shown))
+    text, known = reader.drawn(step.canvas, params.stop, is_final=is_final), step.canvas[: step.settled]
+    settled = text if is_final else reader.settled(cast("Sequence[int]", known), params.stop)
+    return dataclasses.replace(step, text=text, settled_text=settled)
 
 
 def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:
