@@ -6,7 +6,7 @@ UnmaskError                 a user can act on it; the command line prints it in 
   x CheckpointError         a checkpoint is missing, damaged or of another shape (also a ValueError)
   x PromptError             a prompt cannot be decoded by this model (also a ValueError)
   x ReportError             a run's records cannot be drawn (also a ValueError)
-  x NonFiniteError          training met NaN or infinity (also an ArithmeticError)
+  x NonFiniteError          a figure is NaN or infinite (also an ArithmeticError)
   x MissingExtraError       an optional dependency is not installed (also an ImportError)
 
 A message says what is wrong, what was given, what is allowed and what to do.
@@ -42,7 +42,7 @@ class ReportError(UnmaskError, ValueError):
 
 
 class NonFiniteError(UnmaskError, ArithmeticError):
-    """Training met a loss or gradient that is NaN or infinite."""
+    """A loss, gradient, likelihood or distribution is NaN or infinite."""
 
 
 class MissingExtraError(UnmaskError, ImportError):

@@ -28,7 +28,7 @@ from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import cpu_linear, loading
 from unmask.models.backbone import AttentionBackend, Backbone
-from unmask.models.continuations import MASK_GLYPH
+from unmask.models.continuations import MASK_GLYPH, Continuation
 from unmask.models.folders import written_model
 from unmask.models.loading import Checkpoint
 from unmask.models.prompts import Prompt, PromptCodec, is_ids
@@ -144,11 +144,13 @@ class DiffusionLM:
         Args:
             prompts: one prompt or a batch of any lengths; None generates without a prompt.
             params: one for all prompts or one for each.
-            batch_size: rows that are decoded together; results do not depend on it.
+            batch_size: rows that are decoded together; results do not depend on it in float32 and float64. In bfloat16
+                matrix products of other shapes round differently, and near-ties may fall another way.
             streamer: of `transformers` or like them, for one prompt and one sample: its `put` is told the prompt and
-                the tokens as they settle, its `put_draft`, if it has one, what may still change.
+                the tokens as they settle, up to a stop text; its `put_draft`, if it has one, what may still change.
 
         Raises:
+            NonFiniteError: the model's distributions are NaN or infinite.
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
             SettingsError: the parameters do not fit the decoding or the model.
         """
@@ -175,7 +177,7 @@ class DiffusionLM:
             texts: each a list of pieces; a gap lies between any two of them, so ["", "x"] has a gap in front.
             params: with `infill_length`, the tokens of the gaps; one for all texts or one for each. A gap's text ends
                 at its first end-of-text token or stop text.
-            batch_size: texts that are filled together; results do not depend on it.
+            batch_size: texts that are filled together; as in `generate`.
 
         Raises:
             PromptError: a text has no gap or is too long for the context.
@@ -202,9 +204,10 @@ class DiffusionLM:
         (ids,) = self.codec.encode_all(prompt)
         one = self._each(params, 1)[0]
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
+        reader = None if self.tokenizer is None else self.codec.reader(ids)
         while not run.done:
             run.advance()
-            yield self._told(run.observe(0), ids, one, is_final=run.done)
+            yield _told(run.observe(0), reader, one, is_final=run.done)
 
     def score(
         self,
@@ -306,16 +309,6 @@ class DiffusionLM:
         ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
         return StopRule(frozenset(ids), params.stop, eos_ids, None if self.tokenizer is None else self.codec.reader)
 
-    def _told(self, step: Step, prompt: Sequence[int], params: SamplingParams, *, is_final: bool) -> Step:
-        """The step with its texts."""
-        if self.tokenizer is None:
-            shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
-            return dataclasses.replace(step, text=" ".join(shown))
-        reader, known = self.codec.reader(prompt), cast("list[int]", list(step.canvas[: step.settled]))
-        text = reader.drawn(step.canvas, params.stop, is_final=is_final)
-        settled = text if is_final else reader.settled(known, params.stop)
-        return dataclasses.replace(step, text=text, settled_text=settled)
-
     def _text(self, before: Sequence[int], tokens: Sequence[int], params: SamplingParams) -> str:
         """What tokens add to those before them, up to a stop text."""
         return "" if self.tokenizer is None else self.codec.reader(before).until(tokens, params.stop)[0]
@@ -384,6 +377,16 @@ def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
             f"({params.canvas_mode})."
         )
     return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
+
+
+def _told(step: Step, reader: Continuation | None, params: SamplingParams, *, is_final: bool) -> Step:
+    """The step with its texts; ids without a tokenizer."""
+    if reader is None:
+        shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
+        return dataclasses.replace(step, text=" ".join(shown))
+    text, known = reader.drawn(step.canvas, params.stop, is_final=is_final), step.canvas[: step.settled]
+    settled = text if is_final else reader.settled(cast("Sequence[int]", known), params.stop)
+    return dataclasses.replace(step, text=text, settled_text=settled)
 
 
 def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:

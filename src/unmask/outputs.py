@@ -12,7 +12,8 @@ class Output:
     """One generated text.
 
     Attributes:
-        text: without special tokens, cut at the stop text; empty without a tokenizer.
+        text: what the tokens add to the prompt's text, without special tokens, up to the first stop text; empty
+            without a tokenizer.
         token_ids: generated tokens, up to and including the stop token.
         finish_reason: `stop` or `length`.
         forwards: network evaluations that the text took.
@@ -20,7 +21,8 @@ class Output:
         prompt: number of the prompt, from 0.
         sample: number of the sample of that prompt, from 0.
         revealed_at: with `trace`, the step that revealed each token, from 1.
-        confidence: with `trace`, the probability of each token when it was revealed.
+        confidence: with `trace`, the probability of each token when it was revealed: by the distribution that the
+            option `confidence` names (canvas, blocks), else without temperature and filters.
         log_probability: with `trace`, its nats then, in the tempered distribution before any filter.
         entropy: with `trace`, the nats of that distribution.
         infills: the text of each gap, for `infill`.

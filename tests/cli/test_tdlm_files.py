@@ -216,7 +216,7 @@ def test_eval_only_needs_a_checkpoint_of_this_method(capsys: pytest.CaptureFixtu
 
 
 def test_names_of_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(written(steps=4, eval_steps=2, learning_rate=3.0, lr_schedule="constant"))
+    file = str(written(steps=4, eval_steps=2, learning_rate=1.0, lr_schedule="constant"))
     assert main(["train", file]) == 0
     lines = [json.loads(line) for line in Path("tiny/metrics.jsonl").read_text().splitlines()]
     scores = {one["step"]: one["eval/bits_per_byte"] for one in lines if "eval/bits_per_byte" in one}

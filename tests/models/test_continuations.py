@@ -98,6 +98,7 @@ def test_stops_may_spell_special_tokens(qwen: PreTrainedTokenizerBase) -> None:
     assert reader.until(tokens, ("Hiuser",)) == ("", True)
     assert reader.until(tokens, ("<|im_end|>",)) == ("Hiuser x", False)
     assert reader.until(tokens, ("user", "<|im_start|>")) == ("Hi", True)
+    assert reader.until(tokens, ("<|im_start|>", "iu")) == ("H", True)
     for count, settled in ((1, "Hi"), (2, "Hi"), (3, "Hi")):
         assert reader.settled(tokens[:count], ("<|im_start|>user!",)) == settled
     assert reader.settled(tokens, ("<|im_start|>user!",)) == "Hiuser x"

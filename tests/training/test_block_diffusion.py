@@ -117,7 +117,7 @@ def test_held_out_text_is_scored_as_the_model_will_be_used(tmp_path: Path) -> No
 
 def test_block_diffusion_learns(tmp_path: Path) -> None:
     for kind in ({}, {"complementary_masks": True}):
-        run = run_of(tree(tmp_path, kind, steps=60, eval_steps=60), f"learns-{len(kind)}")
+        run = run_of(tree(tmp_path, kind, steps=120, eval_steps=120), f"learns-{len(kind)}")
         # Bytes of this text have an entropy of about 4.2 bits without context.
         assert recipes.records(run, "eval/bits_per_byte")[-1][1] < 4.0
 

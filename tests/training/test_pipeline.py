@@ -73,7 +73,7 @@ def copy(finished: Path, tmp_path: Path) -> Iterator[Path]:
 def test_fine_tuning_starts_from_the_best_checkpoint_of_pretraining(tmp_path: Path) -> None:
     recipes.write_text(tmp_path)
     # So fast that the model is worse at its last step than at its third; fine-tuning then changes nothing.
-    worse = {"learning_rate": 3.0, "lr_schedule": "constant", "weight_decay": 0.0, "keep_checkpoints": None}
+    worse = {"learning_rate": 5.0, "lr_schedule": "constant", "weight_decay": 0.0, "keep_checkpoints": None}
     chosen = recipe(tmp_path, pretraining=worse, learning_rate=0.0, steps=2)
     pipelines.run(pipelines.plan(chosen, STAGES))
     first, second = (RunFolder(tmp_path / "p" / name) for name in STAGES)

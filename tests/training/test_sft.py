@@ -112,7 +112,7 @@ def test_a_recipe_gives_a_model_that_replies(folder: Path, capsys: pytest.Captur
     """The rows teach one answer to everything; the trained model gives it and ends its turn."""
     rows = [{"prompt": f"what is {number}", "answer": "blue"} for number in range(60)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    made = tree(folder, None, steps=80, eval_steps=80, logging_steps=20)
+    made = tree(folder, None, steps=120, eval_steps=120, logging_steps=20)
     made["model"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     made["data"] |= {"tokenizer": "byte"}
     made["sampling"] = {"max_new_tokens": 8}

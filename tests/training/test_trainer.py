@@ -212,7 +212,7 @@ def test_the_run_folder_holds_everything_that_is_promised(folder: Path, monkeypa
 
 def test_training_learns(folder: Path) -> None:
     for method, bound in (("autoregressive", 3.4), ("masked_diffusion", 4.0)):
-        base = recipes.recipe(folder, steps=60, eval_steps=60)
+        base = recipes.recipe(folder, steps=120, eval_steps=120)
         base = dataclasses.replace(base, objective=dataclasses.replace(base.objective, method=method))
         scores = recipes.records(train(named(base, method)).run, "eval/bits_per_byte")
         # Bytes of this text have an entropy of about 4.2 bits without context.

@@ -170,12 +170,13 @@ def _temperatures(parsed: argparse.Namespace) -> list[float]:
 
 def _profile(lm: DiffusionLM, places: int, parsed: argparse.Namespace) -> Profile:
     from unmask.analysis.information_profile import mask_counts, measure, window_length, windows
-    from unmask.models.tokenizers import encode, lead_ids
+    from unmask.evaluation.texts import text_ids
+    from unmask.models.tokenizers import lead_ids
 
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise CheckpointError(f"{parsed.model} has no tokenizer, so it cannot read text.")
-    ids = (encode(tokenizer, text, special=False) for text in _texts(parsed))
+    ids = (text_ids(tokenizer, text) for text in _texts(parsed))
     lead = lead_ids(tokenizer, needed=lm.backbone.diffusion.logit_shift)
     length = window_length(lm.backbone.diffusion, places, lead=len(lead), room=lm.backbone.context_length)
     found = windows(ids, length, per_document=parsed.windows, max_documents=parsed.documents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import tempfile
 import time
@@ -96,9 +97,27 @@ def evaluated(
         seconds = time.perf_counter() - began
         if text.skipped:
             note(f"{text.skipped} malformed rows were skipped")
-        return _record(
+        record = _record(
             lm, likelihood, evaluation, recipe, source, seconds, min(len(rows), evaluation.max_rows or len(rows))
         )
+        return record | _kept(lm, recipe, own=own, at_most=evaluation.max_rows)
+
+
+def _kept(lm: DiffusionLM, recipe: Recipe, *, own: bool, at_most: int | None) -> dict[str, Any]:
+    """What the tokenizer keeps of the documents, of as many as rows were scored at most; of conversations and token
+    files nothing is known."""
+    from unmask.evaluation.texts import kept
+    from unmask.training.preparation import held_out_texts, trained_texts
+
+    if recipe.data.format != "text":
+        return {"tokenizer": None}
+    assert lm.tokenizer is not None, "checked before"
+    texts = held_out_texts(recipe.data) if own else trained_texts(recipe.data)
+    found = kept(lm.tokenizer, itertools.islice(texts, at_most))
+    if found.warning:
+        note(f"warning: {found.warning}")
+    names = ("documents", "changed", "unknown", "text_bytes", "scored_bytes")
+    return {"tokenizer": {name: getattr(found, name) for name in names}}
 
 
 def _record(
@@ -119,10 +138,10 @@ def _record(
         "tokens": likelihood.tokens,
         "bytes": likelihood.bytes,
         "kind": "upper bound (ELBO)" if likelihood.is_bound else "exact",
-        "bits_per_byte": likelihood.bits_per_byte,
-        "bits_per_byte_stderr": likelihood.bits_per_byte_stderr,
+        "bits_per_byte": _known(likelihood.bits_per_byte),
+        "bits_per_byte_stderr": _known(likelihood.bits_per_byte_stderr),
         "nats_per_token": likelihood.nats_per_token,
-        "nats_per_token_stderr": likelihood.stderr / max(1, likelihood.tokens),
+        "nats_per_token_stderr": _known(likelihood.stderr / max(1, likelihood.tokens)),
         "perplexity": likelihood.perplexity,
         "evaluation": dataclasses.asdict(evaluation),
         "dtype": str(lm.backbone.network.dtype).removeprefix("torch."),
@@ -151,8 +170,13 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
+def _known(value: float) -> float | None:
+    """None for what is unknown: bits per byte without bytes, errors of one mask."""
+    return None if math.isnan(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _recipe(model: str) -> Recipe | None:

@@ -24,7 +24,7 @@ from unmask.decoding.candidates import (
     sampled,
     surprise,
 )
-from unmask.decoding.step import FinishReason, Generated, Row, Step, StopRule
+from unmask.decoding.step import FinishReason, Generated, Row, Step, StopRule, finite
 from unmask.models.backbone import Backbone
 from unmask.settings.decoding import SamplingParams
 
@@ -133,7 +133,7 @@ class AutoregressiveRun:
         confidence_BS = torch.stack([found.confidence_R for found in self._pending], dim=1).tolist()
         for number, tokens, confidence in zip(self._number_B, tokens_BS, confidence_BS, strict=True):
             self._tokens[number] += tokens
-            self._confidence[number] += confidence
+            self._confidence[number] += finite(confidence)
         for found in self._surprises:
             for number, *said in zip(self._number_B, *(field.tolist() for field in found), strict=True):
                 for kept, one in zip(self._said[number], said, strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor
 from unmask import attention, noise
 from unmask.decoding import unmasking
 from unmask.decoding.candidates import Candidates, Keys, candidates, inverse_cdf, likeliest, penalised, surprise
-from unmask.decoding.step import Generated, Row, Step, StopRule
+from unmask.decoding.step import Generated, Row, Step, StopRule, finite
 from unmask.models.backbone import Backbone, Mask
 from unmask.noise import Purpose
 from unmask.settings.decoding import SamplingParams
@@ -117,6 +117,7 @@ class BlockRun:
         hidden = self._masked_BW[at, columns].tolist()
         newest = (self._revealed_at_BW[at, columns] == one.steps).nonzero()[:, 0].tolist() if one.is_read else []
         tokens, confidence = self._text_BW[at, columns].tolist(), self._confidence_BW[at, columns].tolist()
+        finite(value for value, masked in zip(confidence, hidden, strict=True) if not masked)
         return Step(
             canvas=tuple(None if masked else token for token, masked in zip(tokens, hidden, strict=True)),
             revealed=tuple(newest),
@@ -307,7 +308,7 @@ class BlockRun:
             forwards=one.forwards,
             commits=one.commits,
             revealed_at=tuple(map(int, steps)),
-            confidence=tuple(confidence),
+            confidence=finite(confidence),
             log_probability=tuple(log_probability),
             entropy=tuple(entropy),
         )

@@ -176,7 +176,8 @@ def _placed(sorted_RV: Tensor, order_RV: Tensor, keys: Keys, purpose: Purpose) -
     uniform_R = noise.uniform(purpose, *keys).to(sorted_RV.device).expand(sorted_RV.shape[0])
     threshold_R1 = (uniform_R * cumulative_RV[:, -1])[:, None]
     place_R1 = (cumulative_RV <= threshold_R1).sum(dim=-1, keepdim=True)
-    last_R1 = (probability_RV > 0).sum(dim=-1, keepdim=True) - 1
+    # A distribution of NaN has no last token; its confidence says so, and no index may be wrong before that is read.
+    last_R1 = ((probability_RV > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return order_RV.gather(1, torch.minimum(place_R1, last_R1))[:, 0]
 
 

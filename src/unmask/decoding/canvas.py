@@ -22,7 +22,7 @@ from unmask.decoding import unmasking
 from unmask.decoding.candidates import Candidates, Keys, Surprise, candidates, gumbel_maximum, surprise
 from unmask.decoding.canvas_forward import CachedCanvas, WholeCanvas
 from unmask.decoding.remasking import Chances, by_confidence, chances
-from unmask.decoding.step import Generated, Row, Step, StopRule
+from unmask.decoding.step import Generated, Row, Step, StopRule, finite
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
 from unmask.settings.decoding import SamplingParams
@@ -125,6 +125,7 @@ class CanvasRun:
         masked = self._masked_BW[at, columns].tolist()
         tokens = self._canvas_BW[at, columns].tolist()
         confidence = self._confidence_BW[at, columns].tolist()
+        finite(value for value, hidden in zip(confidence, masked, strict=True) if not hidden)
         is_new = (self._revealed_at_BW[at, columns] == progress.steps) & ~self._masked_BW[at, columns]
         first_mask = masked.index(True) if True in masked else len(masked)
         return Step(
@@ -249,7 +250,7 @@ class CanvasRun:
             forwards=progress.steps * self._forward.evaluations,
             commits=0,
             revealed_at=tuple(self._revealed_at_BW[at, columns].tolist()),
-            confidence=tuple(self._confidence_BW[at, columns].tolist()),
+            confidence=finite(self._confidence_BW[at, columns].tolist()),
             log_probability=tuple(self._log_probability_BW[at, columns].tolist()) if self.params.trace else (),
             entropy=tuple(self._entropy_BW[at, columns].tolist()) if self.params.trace else (),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from unmask.errors import NonFiniteError
 from unmask.models.continuations import Continuation
 
 FinishReason = Literal["stop", "length"]
@@ -113,6 +115,22 @@ class StopRule:
     def of(self, row: Row) -> Ending:
         """The end of one row's output."""
         return Ending(self, row)
+
+
+def finite(confidence: Iterable[float]) -> tuple[float, ...]:
+    """The confidences of revealed tokens, which the host has read anyway.
+
+    Raises:
+        NonFiniteError: one is no number, so the model's distribution at its place was none.
+    """
+    found = tuple(confidence)
+    for place, value in enumerate(found):
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"The model's distribution for generated token {place} is not finite (confidence {value}): weights are "
+                "damaged, or numbers overflow. Try another dtype (float32), or check the checkpoint: unmask evaluate"
+            )
+    return found
 
 
 class Ending:

@@ -27,7 +27,7 @@ from torch import Tensor
 from unmask import attention
 from unmask.attention import Layout
 from unmask.decoding.candidates import given, penalised, surprise
-from unmask.decoding.step import Generated, Row, Step, StopRule
+from unmask.decoding.step import Generated, Row, Step, StopRule, finite
 from unmask.decoding.verification import Draft, Places, Verdict, drafted, verified
 from unmask.models.backbone import Backbone
 from unmask.settings.decoding import SamplingParams
@@ -300,6 +300,7 @@ class TidarRun:
             text.forwards, text.last, text.newest = text.forwards + 1, self._forwards, len(text.tokens)
             text.tokens += map(int, tokens[:count])
             text.revealed_at += [self._steps] * count
+            finite(said[0][:count])
             for kept, values in zip(text.lists[2:], said, strict=False):
                 kept += values[:count]
 

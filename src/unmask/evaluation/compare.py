@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from unmask import noise
-from unmask.errors import DataError
+from unmask.errors import DataError, NonFiniteError
+from unmask.evaluation.figures import finite
 from unmask.noise import Purpose
 
 RESAMPLINGS = 10_000
@@ -71,7 +72,8 @@ def compared(
         resamplings: of the documents.
 
     Raises:
-        DataError: fewer than two models, one name twice, other numbers of documents, or a figure that is not finite.
+        DataError: fewer than two models, one name twice, or other numbers of documents.
+        NonFiniteError: a figure is NaN or infinite.
     """
     _check(models, bytes_N)
     pairs = list(itertools.combinations(range(len(models)), 2))
@@ -208,9 +210,9 @@ def _check(models: Sequence[Scored], bytes_N: Tensor) -> None:
                 f"All models must score the same {len(bytes_N)} documents, and {model.name} has "
                 f"{len(model.nats_N)} figures and {len(model.stderr_N)} standard errors."
             )
-        wrong = (~(model.nats_N.isfinite() & model.stderr_N.isfinite())).nonzero()[:, 0].tolist()
-        if wrong:
-            raise DataError(
-                f"The likelihood of document {wrong[0]} under {model.name} is {float(model.nats_N[wrong[0]])}: the "
-                "checkpoint is damaged, or its numbers overflow. Try --dtype float32."
+        finite(model.nats_N, lambda at, name=model.name: f"document {at} under {name}")
+        if not bool(model.stderr_N.isfinite().all()):
+            raise NonFiniteError(
+                f"The standard errors of {model.name} are not finite: with one mask for each text they are unknown. "
+                "Use --masks-per-sequence 2 or more."
             )

@@ -169,10 +169,12 @@ def _record(
         assert found is not None, "this process is the only one"
         results.append({**found})
     samples = {"samples": results[0]["samples"]} if keep_samples else {}
+    rows = _rows(results, models[0], loaded, keep_each=keep_each)
+    notes += [f"{row['task']}: {row['metric']} is no finite number" for row in rows if row["value"] is None]
     return {
         "task": run.name,
         "published": run.published,
-        "results": _rows(results, models[0], loaded, keep_each=keep_each),
+        "results": rows,
         "notes": notes + _notes(models[0]),
         "seconds": time.perf_counter() - began,
         "settings": {**dataclasses.asdict(run.task), **dataclasses.asdict(run.answers), "sampling": dict(run.sampling)},

@@ -27,7 +27,7 @@ from rich.progress import track
 from unmask.errors import CheckpointError, PromptError, SettingsError
 from unmask.evaluation.answers import AnswerNats, Pair, scored
 from unmask.evaluation.model import LanguageModel
-from unmask.models.tokenizers import encode
+from unmask.evaluation.texts import text_ids
 from unmask.settings.decoding import SamplingParams
 from unmask.settings.evaluation import AnswerSettings
 
@@ -100,6 +100,7 @@ class HarnessLM(LM):
         self.greedy_tasks = greedy_tasks
         self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._device = lm.backbone.device
+        self._has_chats = False
 
     @property
     def max_length(self) -> int:
@@ -144,15 +145,16 @@ class HarnessLM(LM):
         kept = context.rstrip()
         continuation, context = context[len(kept) :] + continuation, kept
         if not context:
-            before, tokens = self._start(), encode(self.tokenizer, continuation, special=False)
-            return Pair(before, tuple(tokens[1:] if before and tokens[:1] == [*before] else tokens), key)
+            return Pair(self._start(), tuple(text_ids(self.tokenizer, continuation)), key)
         before = self._encode(context)
         tokens = self._encode(context + continuation)[len(before) :]
-        return Pair(tuple(before), tuple(tokens or encode(self.tokenizer, continuation, special=False)), key)
+        return Pair(tuple(before), tuple(tokens or text_ids(self.tokenizer, continuation)), key)
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids of a text or of rendered messages, after one BOS."""
-        return self.lm.codec.checked(self.lm.codec.read(text))
+        """Token ids after one BOS: of a text, which holds no control tokens, or of messages that a template wrote."""
+        if self._has_chats:
+            return self.lm.codec.checked(self.lm.codec.read(text))
+        return self.lm.codec.checked(text_ids(self.tokenizer, text, special=True))
 
     def _start(self) -> tuple[int, ...]:
         """What stands before a text without context: BOS, else end of text where something has to."""
@@ -226,9 +228,11 @@ class HarnessLM(LM):
             return None
         if not self.tokenizer.chat_template:
             raise PromptError("This model's tokenizer has no chat template. Leave out --apply-chat-template.")
+        self._has_chats = True
         return cast(str, self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        self._has_chats = True
         return self.lm.codec.chat_text(chat_history, reply=add_generation_prompt)
 
 

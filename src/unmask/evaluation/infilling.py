@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,18 +84,30 @@ def read_problems(file: str | Path) -> list[Problem]:
         raise DataError(f"There is no file {path} (in {Path.cwd()}). Problems: github.com/openai/human-eval-infilling")
     names = tuple(Problem.__dataclass_fields__)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 row = json.loads(line)
                 missing = [name for name in names if not isinstance(row, dict) or not isinstance(row.get(name), str)]
                 if missing:
                     raise DataError(f"{path}, line {number}: the text fields {', '.join(missing)} are missing.")
+                halves = [name for name in names if not _has_utf8(row[name])]
+                if halves:
+                    raise DataError(f"{path}, line {number}: half a surrogate pair in {', '.join(halves)}. Replace it.")
                 problems.append(Problem(**{name: row[name] for name in names}))
-    except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except DataError:
+        raise
+    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be read after line {len(problems)}: {error}. Is it complete?") from None
     if not problems:
         raise DataError(f"{path} holds no problems.")
     return problems
+
+
+def _has_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def infills(

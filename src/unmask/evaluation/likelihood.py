@@ -27,6 +27,7 @@ from unmask.data.rows import Rows
 from unmask.diffusion.corruption import corrupt
 from unmask.errors import PromptError
 from unmask.evaluation.block_likelihood import block_nats
+from unmask.evaluation.figures import finite
 from unmask.evaluation.masks import systematic_stderr
 from unmask.models.backbone import Backbone
 from unmask.noise import Purpose
@@ -161,19 +162,29 @@ def row_nats(
         batch: clean rows; draws are keyed by their uids.
         settings: number of masks and their seed.
         losses: evaluates an example's rows in place of the backbone (a wrapped or sharded one).
+
+    Raises:
+        NonFiniteError: a row's nats or their standard error are NaN or infinite.
+        PromptError: the model is in training mode.
     """
     losses = losses or functools.partial(_losses, backbone)
     if backbone.training:
         raise PromptError("The model is in training mode, where dropout would blur its likelihood. Call .eval() first.")
     if backbone.diffusion.method == "block_diffusion":
         options = {"masks": settings.masks_per_sequence, "batch_size": settings.batch_size, "seed": settings.seed}
-        return RowNats(*block_nats(backbone, batch, losses, **options), *_scored(batch))
+        return _finite(RowNats(*block_nats(backbone, batch, losses, **options), *_scored(batch)))
     if is_bound(backbone):
-        return masked_versions(backbone, batch, settings, losses).bound
+        return _finite(masked_versions(backbone, batch, settings, losses).bound)
     batch = autoregressive.predictable(batch)
     example = autoregressive.example(batch).to(backbone.device)
     nats_B = _summed(losses(example), example.group_R, batch)
-    return RowNats(nats_B, torch.zeros_like(nats_B), *_scored(batch))
+    return _finite(RowNats(nats_B, torch.zeros_like(nats_B), *_scored(batch)))
+
+
+def _finite(rows: RowNats) -> RowNats:
+    finite(rows.nats_B, lambda row: f"row {row} of a batch")
+    finite(rows.stderr_B, lambda row: f"row {row} of a batch, as its standard error,")
+    return rows
 
 
 @torch.inference_mode()

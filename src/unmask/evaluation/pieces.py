@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +21,9 @@ from unmask.errors import DataError
 from unmask.evaluation import answers
 from unmask.evaluation.answers import Pair
 from unmask.evaluation.likelihood import RowNats, row_nats
-from unmask.evaluation.texts import text_batch
+from unmask.evaluation.texts import changed, ids_and_stops, text_batch, text_ids
 from unmask.models.prompts import PromptCodec
-from unmask.models.tokenizers import encode, end_id, start_id
+from unmask.models.tokenizers import end_id, start_id
 from unmask.settings.evaluation import AnswerSettings, EvaluationSettings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def chain_rule_nats(codec: PromptCodec, pieces: Sequence[Piece], settings: Evalu
     """Nats of each piece token by token from left to right, everything behind a token masked: a forward for each."""
     assert codec.tokenizer is not None, "the pieces have been cut with it"
     first = _front(codec.tokenizer)
-    pairs = [Pair(first, tuple(encode(codec.tokenizer, piece.text, special=False))) for piece in pieces]
+    pairs = [Pair(first, tuple(text_ids(codec.tokenizer, piece.text))) for piece in pieces]
     options = AnswerSettings(likelihood="chain_rule", batch_size=settings.batch_size)
     return [found.nats for found in answers.score(codec.backbone, pairs, options)]
 
@@ -146,7 +146,9 @@ def _parts(text: str, readers: Sequence[Reader]) -> Iterator[str]:
             word = _LAST_WORD.search(text[:size])
             size = word.start() if word is not None and word.start() > 0 else size
         # A cut can change the tokens in front of it.
-        while size > 1 and any(len(_encoded(text[:size], reader)[0]) > reader.limit for reader in readers):
+        while size > 1 and any(
+            len(ids_and_stops(reader.tokenizer, text[:size])[0]) > reader.limit for reader in readers
+        ):
             size -= max(1, size // 16)
         yield text[:size]
         text = text[size:]
@@ -155,24 +157,14 @@ def _parts(text: str, readers: Sequence[Reader]) -> Iterator[str]:
 def _fitting(text: str, reader: Reader) -> int:
     """Characters at the beginning of a text that this reader can take; at least one."""
     head = text[: reader.limit * _CHARACTERS_PER_TOKEN]
-    ids, stops = _encoded(head, reader)
+    ids, stops = ids_and_stops(reader.tokenizer, head)
     return len(head) if len(ids) <= reader.limit else max(1, stops[reader.limit - 1])
 
 
-def _encoded(text: str, reader: Reader) -> tuple[list[int], list[int]]:
-    """Ids, and the character where each one stops."""
-    found = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return cast("list[int]", found["input_ids"]), [stop for _, stop in cast("list[tuple]", found["offset_mapping"])]
-
-
 def _check_kept(text: str, reader: Reader) -> None:
-    ids = _encoded(text, reader)[0]
-    back = cast(str, reader.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-    # Some tokenizers put a space in front of every text, and take it away again.
-    if back.strip() != text.strip():
-        at = next((at for at, pair in enumerate(zip(back, text, strict=False)) if pair[0] != pair[1]), 0)
+    difference = changed(reader.tokenizer, text, ids_and_stops(reader.tokenizer, text)[0])
+    if difference is not None:
         raise DataError(
-            f"The tokenizer of {reader.name} changes the text: {text[max(0, at - 10) : at + 20]!r} comes back as "
-            f"{back[max(0, at - 10) : at + 20]!r}. Its bits per byte would be those of another text. Compare on a text "
-            "that it keeps: --data FILE"
+            f"The tokenizer of {reader.name} changes the text: {difference[0]!r} comes back as {difference[1]!r}. Its "
+            "bits per byte would be those of another text. Compare on a text that it keeps: --data FILE"
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unmask import attention
 from unmask.decoding.canvas_forward import guided
 from unmask.errors import PromptError, SettingsError
+from unmask.evaluation.figures import finite
 from unmask.models.backbone import Backbone
 
 _CHUNK_ROWS = 512
@@ -70,6 +71,7 @@ def read(
         cfg_scale: guidance; logits = unconditional + (cfg_scale + 1) * (conditional - unconditional).
 
     Raises:
+        NonFiniteError: a cross-entropy is NaN or infinite.
         PromptError: the model is in training mode.
         SettingsError: guidance for another model than one of masked diffusion.
     """
@@ -121,7 +123,10 @@ def _evaluated(backbone: Backbone, group: Sequence[Query], input_Q: Sequence[int
     found_UD = hidden_UD(ids_BL)
     if cfg_scale:
         found_UD = guided(torch.cat([found_UD, hidden_UD(_without_context(ids_BL, inputs, backbone))]), cfg_scale)
-    found = _read_rows(backbone, found_UD, place_R, torch.cat([query.target_R for query in group]))
+    targets_R = torch.cat([query.target_R for query in group])
+    found = _read_rows(backbone, found_UD, place_R, targets_R)
+    finite(found.nats_R, lambda row: f"a token of an answer (token id {int(targets_R[row])})")
+    finite(found.best_nats_R, lambda _: "the most likely token of an answer")
     sizes = [len(query.row_R) for query in group]
     return [Reading(*fields) for fields in zip(*(field.split(sizes) for field in found), strict=True)]
 

@@ -13,10 +13,11 @@ ours. Precedence: the fields' own defaults < `defaults` < the task < the command
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unmask import config
 from unmask.errors import SettingsError, nearest
@@ -61,7 +62,9 @@ def task_run(name: str, tree: Mapping[str, Any], *, source: str) -> TaskRun:
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     for key in tree:
         if key not in _KEYS:
-            raise SettingsError(f"Unknown key `{key}` of the task {name} in {source}. {nearest(key, _KEYS)}")
+            raise SettingsError(f"Unknown key `{key}` of the task {name} in {source}. {nearest(str(key), _KEYS)}")
+    if not isinstance(tree.get("sampling") or {}, Mapping):
+        raise SettingsError(f"`sampling` of the task {name} in {source} must hold `key: value` pairs.")
     sampling = {key: value for key, value in tree.items() if key in _SAMPLING & _ANSWERS} | dict(
         tree.get("sampling") or {}
     )
@@ -90,10 +93,15 @@ def read_recipe(
     """
     tree = config.read_yaml(file)
     defaults, entries = tree.get("defaults") or {}, tree.get("tasks")
-    unknown = sorted(set(tree) - {"defaults", "tasks"})
+    unknown = sorted(map(str, set(tree) - {"defaults", "tasks"}))
     if unknown:
         raise SettingsError(f"Unknown key `{unknown[0]}` in {file}. {nearest(unknown[0], ['defaults', 'tasks'])}")
-    if not isinstance(defaults, dict) or not isinstance(entries, list) or not all(map(_is_entry, entries)):
+    if (
+        not isinstance(defaults, dict)
+        or not isinstance(entries, list)
+        or not entries
+        or not all(map(_is_entry, entries))
+    ):
         raise SettingsError(
             f"{file} must hold `tasks:`, a list of entries such as {{task: hellaswag, num_fewshot: 0}}."
         )
@@ -116,13 +124,16 @@ def _merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     """Later trees overrule earlier ones; `sampling` key by key."""
     merged: dict[str, Any] = {}
     for tree in trees:
-        sampling = merged.get("sampling", {}) | (tree.get("sampling") or {})
-        merged |= {**tree, "sampling": sampling}
+        own = tree.get("sampling") or {}
+        if not isinstance(own, Mapping):
+            raise SettingsError(f"`sampling` must hold `key: value` pairs, got {own!r}.")
+        merged |= {**tree, "sampling": {**merged.get("sampling", {}), **own}}
     merged.pop("task", None)
     return merged
 
 
 def _percent(value: object, name: str) -> float | None:
-    if value is not None and not isinstance(value, int | float):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not is_number:
         raise SettingsError(f"`published` of the task {name} must be a number in percent, got {value!r}.")
-    return None if value is None else float(value)
+    return None if value is None else float(cast(float, value))

@@ -8,6 +8,7 @@ looked for in the text as it is shown, and in the one with special tokens spelle
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,8 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Tokens of a long prompt that the reading of what follows can depend on.
 _CONTEXT_TOKENS = 256
+# The same for a run of tokens after a mask, of which a canvas has many.
+_RUN_CONTEXT_TOKENS = 16
 # What `clean_up_tokenization_spaces` replaces begins with a space and has at most one more character than this.
 _CLEANED_TAIL = 3
 
@@ -65,14 +68,25 @@ class Continuation:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
         self.tokenizer, self.prompt = tokenizer, tuple(prompt)
-        self._context = self.prompt[-_CONTEXT_TOKENS:]
-        self._before = decode(tokenizer, self._context)
-        if not self._before:
-            self._context = self.prompt
-            self._before = decode(tokenizer, self._context)
+        self._context, self._before = self._read_context(_CONTEXT_TOKENS)
         self._special = {number: one.content for number, one in tokenizer.added_tokens_decoder.items() if one.special}
         self._has_bytes = "ByteFallback" in repr(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
         self._cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+
+    def _read_context(self, tokens: int) -> tuple[tuple[int, ...], str]:
+        """The end of the prompt and its text; all of the prompt where the end has none."""
+        context = self.prompt[-tokens:]
+        before = decode(self.tokenizer, context)
+        return (context, before) if before else (self.prompt, decode(self.tokenizer, self.prompt))
+
+    def _after(self, tokens: Sequence[int]) -> Continuation:
+        """Reads what follows these tokens, too."""
+        if not tokens:
+            return self
+        later = copy.copy(self)
+        later.prompt = (*self.prompt, *tokens)
+        later._context, later._before = later._read_context(_RUN_CONTEXT_TOKENS)
+        return later
 
     def text(self, tokens: Sequence[int]) -> str:
         """What the tokens add to the prompt's text, without special tokens."""
@@ -128,7 +142,7 @@ class Continuation:
         parts: list[str] = []
         known: list[int] = []
         for number, run in enumerate(runs):
-            reader = Continuation(self.tokenizer, [*self.prompt, *known]) if known else self
+            reader = self._after(known)
             text, has_stop = reader.until(run, stops)
             if number == 0 and not has_stop and not (is_final and len(runs) == 1):
                 text = reader.settled(run, stops)
@@ -150,7 +164,7 @@ class Continuation:
         for number, run in enumerate(_runs(canvas)):
             if number:
                 found.append(None)
-            reader = Continuation(self.tokenizer, [*self.prompt, *known])
+            reader = self._after(known)
             pieces, has_stop = reader._pieces(run, stops)
             found += pieces
             if has_stop:

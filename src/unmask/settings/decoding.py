@@ -57,7 +57,7 @@ class SamplingParams:
     seed: int = 0
     """Every draw is a function of the seed, the sample's number, the place and the step."""
     stop: tuple[str, ...] = ()
-    """Texts that end the output and are cut from it."""
+    """Texts that end the output and are cut from it; the texts of special tokens end it too."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the output, besides the tokenizer's end of text."""
     ignore_eos: bool = False

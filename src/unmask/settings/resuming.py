@@ -34,8 +34,8 @@ _SHAPE = (
 )
 _TEXT = (
     "format train validation validation_fraction split text_field separator prompt_field answer_field ignored_fields "
-    "malformed max_tokens context_length neat_packing chat_template supervise pad_mode eos_cap over_long validation_split "
-    "overlap weights max_line_bytes max_expansion streaming shuffle_rows"
+    "malformed max_tokens context_length neat_packing chat_template supervise pad_mode eos_cap over_long "
+    "validation_split overlap weights max_line_bytes max_expansion streaming shuffle_rows"
 )
 _OBJECTIVE = (
     "method schedule schedule_power corruption time_sampling t_granularity time_epsilon random_length_probability "
