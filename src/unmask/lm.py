@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +20,7 @@ from unmask.attention import Layout
 from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
+from unmask.decoding.jobs import Job, for_gaps, grouped
 from unmask.decoding.step import Generated, Row, Run, Step, StopRule
 from unmask.decoding.streaming import Streamer, feed
 from unmask.decoding.tidar import TidarRun
@@ -28,16 +28,32 @@ from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import loading
+from unmask.models.arguments import (
+    check_count,
+    check_layout,
+    check_streamer,
+    id_rows,
+    instance,
+    model_name,
+    params_of,
+    pieces_of,
+    prompts_of,
+    rows_together,
+    texts_of,
+)
 from unmask.models.backbone import AttentionBackend, Backbone
 from unmask.models.cpu_linear import prepare_for_inference
 from unmask.models.loading import Checkpoint
-from unmask.models.prompts import Prompt, PromptCodec, is_ids
+from unmask.models.placement import device_of
+from unmask.models.prompts import Prompt, PromptCodec
 from unmask.models.tokenizers import decode
 from unmask.outputs import Output, Score
 from unmask.runs import locate
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.limits import check_draft, check_for_model
 from unmask.settings.objective import ObjectiveSettings
+from unmask.settings.typed import shown
 from unmask.writing import written_folder
 
 if TYPE_CHECKING:
@@ -64,6 +80,11 @@ class DiffusionLM:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise SettingsError(
+                f"DiffusionLM takes a loaded checkpoint, got {shown(checkpoint)}. "
+                "DiffusionLM.from_pretrained(name) loads one."
+            )
         self.checkpoint = checkpoint
         self.codec = PromptCodec(checkpoint)
 
@@ -100,8 +121,14 @@ class DiffusionLM:
         On the CPU the linear layers are prepared for decoding (`unmask.models.cpu_linear`), at the cost of memory;
         `DiffusionLM(loading.load(...))` leaves them as they are.
         """
+        if objective is not None:
+            instance("objective", ObjectiveSettings, objective)
         checkpoint = loading.load(
-            locate(name), dtype=dtype, device=device, device_map=device_map, attention_backend=attention_backend
+            locate(model_name(name)),
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attention_backend=attention_backend,
         )
         if objective is not None:
             checkpoint = loading.adapted(checkpoint, objective)
@@ -115,7 +142,7 @@ class DiffusionLM:
 
     def to(self, device: torch.device | str) -> DiffusionLM:
         """Move the model; returns itself."""
-        self.backbone.to(device)
+        self.backbone.to(device_of(device))
         return self
 
     def generate(
@@ -139,15 +166,21 @@ class DiffusionLM:
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
             SettingsError: the parameters do not fit the decoding or the model.
         """
-        encoded = self.codec.encode_all(prompts)
+        size = rows_together(batch_size)
+        if streamer is not None:
+            check_streamer(streamer)
+        encoded = self.codec.encode_all(cast("Prompt | None", prompts_of(prompts)))
         each = self._each(params, len(encoded))
         if any(one.infill_length for one in each):
             raise SettingsError(
                 "infill_length belongs to infill, which takes texts with gaps. Use max_new_tokens here."
             )
         pairs = enumerate(zip(encoded, each, strict=True))
-        jobs = [_Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs]
-        return self._run(jobs, batch_size) if streamer is None else [self._streamed(jobs, streamer)]
+        jobs = [Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs]
+        if streamer is not None:
+            return [self._streamed(jobs, streamer)]
+        self._check_lengths(jobs)
+        return self._run(jobs, size)
 
     def infill(
         self,
@@ -168,23 +201,27 @@ class DiffusionLM:
             PromptError: a text has no gap or is too long for the context.
             SettingsError: the parameters do not fit, or the model is autoregressive.
         """
-        params = params or SamplingParams()
-        each = list(params) if isinstance(params, Sequence) else [params] * len(texts)
-        each = self._each(
-            [_for_gaps(one, len(pieces) - 1) for one, pieces in zip(each, texts, strict=False)], len(texts)
-        )
+        size, pieces_of_each = rows_together(batch_size), pieces_of(texts)
+        given = params_of(params, len(pieces_of_each))
+        given = [given] * len(pieces_of_each) if isinstance(given, SamplingParams) else given
+        fitting = [for_gaps(one, len(pieces) - 1) for one, pieces in zip(given, pieces_of_each, strict=True)]
         jobs = []
-        for number, (pieces, one) in enumerate(zip(texts, each, strict=True)):
+        for number, (pieces, one) in enumerate(zip(pieces_of_each, self._each(fitting, len(fitting)), strict=True)):
             first, *others = self.codec.encode_pieces(pieces)
+            self._check_context(len(first) + sum(map(len, others)), sum(one.infill_length))
             gaps = [(None,) * length for length in one.infill_length]
             rest = tuple(itertools.chain(*(part for pair in zip(gaps, others, strict=True) for part in pair)))
-            jobs.append(_Job(Row(tuple(first), 0, one.seed, rest), one, number, tuple(pieces)))
-        return self._run(jobs, batch_size)
+            jobs.append(Job(Row(tuple(first), 0, one.seed, rest), one, number, tuple(pieces)))
+        check_count([job.params for job in jobs])
+        return self._run(jobs, size)
 
     def stream(self, prompt: Prompt | None = None, params: SamplingParams | None = None) -> Iterator[Step]:
         """Generate one text and yield its `Step` after every forward; arguments as in `generate`."""
-        (ids,) = self.codec.encode_all(prompt)
-        one = self._each(params, 1)[0]
+        encoded = self.codec.encode_all(cast("Prompt | None", prompts_of(prompt)))
+        if len(encoded) != 1:
+            raise PromptError(f"stream takes one prompt, got {len(encoded)}. Call it for each, or use generate.")
+        (ids,), (one,) = encoded, self._each(params, 1)
+        self._check_context(len(ids), one.max_new_tokens)
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
         while not run.done:
             run.advance()
@@ -200,9 +237,8 @@ class DiffusionLM:
 
         A text is scored after BOS, if the tokenizer has one; without it autoregression cannot score the first token.
         """
-        settings = settings or EvaluationSettings(masks_per_sequence=32)
-        single = isinstance(texts, str) or is_ids(texts)
-        each = cast("list[str | Sequence[int]]", [texts] if single else list(texts))
+        settings = instance("settings", EvaluationSettings, settings or EvaluationSettings(masks_per_sequence=32))
+        each = texts_of(texts)
         scores: list[Score] = []
         for start in range(0, len(each), settings.batch_size):
             batch = text_batch(self.codec, each[start : start + settings.batch_size])
@@ -218,15 +254,18 @@ class DiffusionLM:
         The default layout is the method's own over one document per row: causal for autoregression and TiDAR,
         block-causal for block diffusion, bidirectional for masked diffusion.
         """
-        ids_BL = torch.as_tensor(ids, device=self.backbone.device)
+        ids_BL = id_rows(ids, vocabulary=self.codec.num_ids).to(self.backbone.device)
         if layout is None:
             layout = self.backbone.clean_layout(torch.zeros_like(ids_BL))
+        check_layout(layout, ids_BL, context=self.backbone.context_length)
         mask = self.backbone.render(layout, layout)
         position_ids_BL = layout.position_ids.expand_as(ids_BL)
         return self.backbone.logits(self.backbone(ids_BL, position_ids_BL, mask))
 
     def resolved(self, params: SamplingParams) -> SamplingParams:
         """The parameters with every default filled in, checked against this model."""
+        instance("params", SamplingParams, params)
+        check_for_model(params, context=self.backbone.context_length, vocabulary=self.codec.num_ids)
         entry = self.backbone.diffusion
         defaults = entry.decoding
         if entry.method in _BLOCK_OPTION:
@@ -238,22 +277,20 @@ class DiffusionLM:
                 "decoding `autoregressive`, or train it with objective.method=masked_diffusion (or block_diffusion, "
                 "tidar) first."
             )
+        check_draft(one)
         if one.stop and self.tokenizer is None:
             raise SettingsError("stop texts need a tokenizer, and this checkpoint has none. Use stop_token_ids.")
         return one
 
     def _each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [self.resolved(params or SamplingParams())] * count
-        if len(params) != count:
-            raise SettingsError(f"Give one SamplingParams for all prompts or one for each: {count}, got {len(params)}.")
-        return [self.resolved(one) for one in params]
+        given = params_of(params, count)
+        return [self.resolved(given)] * count if isinstance(given, SamplingParams) else list(map(self.resolved, given))
 
-    def _run(self, jobs: Sequence[_Job], batch_size: int) -> list[Output]:
+    def _run(self, jobs: Sequence[Job], batch_size: int) -> list[Output]:
         """Every sample of every job, in order; jobs with equal parameters are decoded together."""
         jobs = [dataclasses.replace(job, row=row) for job in jobs for row in job.samples()]
         outputs: dict[int, Output] = {}
-        for group in _grouped([job.params for job in jobs], batch_size):
+        for group in grouped([job.params for job in jobs], batch_size):
             chosen = [jobs[index] for index in group]
             run = self._start([job.row for job in chosen], chosen[0].params)
             while not run.done:
@@ -262,26 +299,33 @@ class DiffusionLM:
                 outputs[index] = self._output(result, job)
         return [outputs[index] for index in range(len(jobs))]
 
-    def _streamed(self, jobs: Sequence[_Job], streamer: Streamer) -> Output:
+    def _streamed(self, jobs: Sequence[Job], streamer: Streamer) -> Output:
         if len(jobs) != 1 or jobs[0].params.n != 1:
             raise SettingsError(
                 f"A streamer takes one text, got {len(jobs)} prompts with n={jobs[0].params.n}. Call it for each."
             )
+        self._check_lengths(jobs)
         (job,) = jobs
         run = self._start([job.row], job.params)
         feed(streamer, run, job.row.prompt, mask_token_id=self.backbone.diffusion.mask_token_id)
         return self._output(run.results()[0], job)
 
     def _start(self, rows: list[Row], params: SamplingParams) -> Run:
-        longest = max((row.template(params.max_new_tokens) for row in rows), key=len)
-        if len(longest) > self.backbone.context_length:
-            new = longest.count(None)
-            raise PromptError(
-                f"The prompt has {len(longest) - new} tokens, which with {new} new ones exceed the model's context of "
-                f"{self.backbone.context_length}. Shorten it or generate less."
-            )
         run = _RUNS[params.decoding or "canvas"]
         return run(self.backbone.eval(), rows, params, self._stop_rule(params))
+
+    def _check_lengths(self, jobs: Sequence[Job]) -> None:
+        """Refuse what does not fit before any of it is begun, or has memory."""
+        check_count([job.params for job in jobs])
+        for job in jobs:
+            self._check_context(len(job.row.prompt), job.params.max_new_tokens)
+
+    def _check_context(self, known: int, new: int) -> None:
+        if known + new > self.backbone.context_length:
+            raise PromptError(
+                f"The prompt has {known} tokens, which with {new} new ones exceed the model's context of "
+                f"{self.backbone.context_length}. Shorten it or generate less."
+            )
 
     def _stop_rule(self, params: SamplingParams) -> StopRule:
         eos_ids = self.codec.end_ids()
@@ -291,7 +335,7 @@ class DiffusionLM:
         to_text = None if self.tokenizer is None else functools.partial(decode, self.tokenizer)
         return StopRule(frozenset(ids), params.stop, eos_ids, to_text)
 
-    def _output(self, result: Generated, job: _Job) -> Output:
+    def _output(self, result: Generated, job: Job) -> Output:
         params = job.params
         infills = self._infills(result.token_ids, job) if job.pieces else ()
         if job.pieces:
@@ -314,7 +358,7 @@ class DiffusionLM:
             acceptance=result.acceptance,
         )
 
-    def _infills(self, tokens: Sequence[int], job: _Job) -> tuple[str, ...]:
+    def _infills(self, tokens: Sequence[int], job: Job) -> tuple[str, ...]:
         """The text of each gap, up to its end."""
         ends = {*job.params.stop_token_ids, *(() if job.params.ignore_eos else self.codec.end_ids())}
         filled = iter(tokens)
@@ -329,46 +373,8 @@ class DiffusionLM:
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One prompt (or text with gaps) to generate from: its first sample, its parameters, its number, its pieces."""
-
-    row: Row
-    params: SamplingParams
-    number: int
-    pieces: tuple[str, ...] = ()
-
-    def samples(self) -> list[Row]:
-        return [dataclasses.replace(self.row, sample=sample) for sample in range(self.params.n)]
-
-
-def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
-    """The parameters with one length for each gap."""
-    lengths = params.infill_length
-    if gaps > 0 and len(lengths) not in (1, gaps):
-        raise SettingsError(
-            f"infill_length must give the tokens of the gaps, one number for all or one each ({gaps}), got {lengths}."
-        )
-    if params.cache not in (None, "none") or params.canvas_mode == "semi_autoregressive_origin":
-        raise SettingsError(
-            f"Gaps are filled with the whole text in view: leave out cache ({params.cache}) and canvas_mode "
-            f"({params.canvas_mode})."
-        )
-    return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
-
-
 def _before(text: str, stops: Sequence[str]) -> str:
     """The text up to the first stop."""
     for stop in stops:
         text = text.partition(stop)[0]
     return text
-
-
-def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows that can be decoded together: equal parameters, whatever their seeds and numbers of samples."""
-    groups: dict[SamplingParams, list[int]] = {}
-    for index, one in enumerate(params):
-        groups.setdefault(dataclasses.replace(one, seed=0, n=1), []).append(index)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]

@@ -10,6 +10,13 @@ def at_least(lowest: float, **values: float | None) -> None:
             raise SettingsError(f"{name} must be at least {lowest}, got {value}.")
 
 
+def at_most(highest: float, **values: float | None) -> None:
+    """Each value that is set must be `highest` or less."""
+    for name, value in values.items():
+        if value is not None and not value <= highest:
+            raise SettingsError(f"{name} must be at most {highest:,}, got {value:,}.")
+
+
 def in_range(lowest: float, highest: float, **values: float | None) -> None:
     """Each value that is set must lie between the bounds, both included."""
     for name, value in values.items():

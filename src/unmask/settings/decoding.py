@@ -9,6 +9,7 @@ from unmask.errors import SettingsError, nearest
 from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.decoding_checks import as_autoregressive, as_blocks, as_canvas, as_tidar
 from unmask.settings.decoding_options import COMMON, DEFAULTS, USED_BY
+from unmask.settings.limits import check_sampling
 from unmask.settings.reveal_files import SUFFIX, is_file_name
 from unmask.settings.typed import settings
 
@@ -144,14 +145,9 @@ class SamplingParams:
     place. Default: 1, plain autoregression. (tidar)"""
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_token_ids", "infill_length", "remask_loop"):
-            value = getattr(self, name)
-            if isinstance(value, str | int):
-                object.__setattr__(self, name, (value,))
-            elif isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
         if self.unmasking == "low_confidence":
             object.__setattr__(self, "unmasking", "low_confidence_static")
+        check_sampling(self)
         at_least(1, max_new_tokens=self.max_new_tokens, n=self.n, block_length=self.block_length)
         at_least(1, denoising_steps=self.denoising_steps, infill_length=min(self.infill_length, default=None))
         at_least(0, temperature=self.temperature, top_k=self.top_k, reveal_temperature=self.reveal_temperature)
@@ -183,6 +179,10 @@ class SamplingParams:
             SettingsError: an option is set that the chosen decoding does not use, or one is missing.
         """
         decoding = self.decoding or checkpoint.get("decoding") or default_decoding
+        if decoding not in USED_BY:
+            raise SettingsError(
+                f"The checkpoint's own default decoding `{decoding}` does not exist. {nearest(str(decoding), USED_BY)}"
+            )
         used = USED_BY[decoding]
         for field in dataclasses.fields(self):
             if field.name not in COMMON and field.name not in used and getattr(self, field.name) not in (None, ()):
