@@ -1,4 +1,4 @@
-"""Unmask: train, convert, decode, evaluate and serve diffusion language models next to autoregressive ones."""
+"""Unmask: train, convert, decode and evaluate diffusion language models next to autoregressive ones."""
 
 from typing import TYPE_CHECKING, Any
 

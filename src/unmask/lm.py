@@ -90,10 +90,12 @@ class DiffusionLM:
 
     @property
     def backbone(self) -> Backbone:
+        """The network under the attention rule, with the checkpoint's `diffusion` entry."""
         return self.checkpoint.backbone
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The checkpoint's tokenizer, or None where it works on token ids alone."""
         return self.checkpoint.tokenizer
 
     def __repr__(self) -> str:
@@ -114,7 +116,20 @@ class DiffusionLM:
         attention_backend: AttentionBackend = "dense",
         objective: ObjectiveSettings | None = None,
     ) -> DiffusionLM:
-        """Load a run folder, a model folder or a hub id; arguments as in `unmask.models.loading.load`.
+        """Load a run folder, a model folder or a hub id.
+
+        Args:
+            name: the run (its final model, else its best one), the folder or the hub id.
+            dtype: type of the weights: auto (as saved, the default), float32, bfloat16, float16 or float64; fp32, bf16,
+                fp16, fp64 and `torch` types too.
+            device: where to put it; default: the accelerator, else the CPU. Not with `device_map`.
+            device_map: placement over several devices, as in `transformers`: auto, balanced, or modules to devices.
+            attention_backend: `dense` or `flex`.
+            objective: makes the checkpoint ready for a training method (below).
+
+        Raises:
+            CheckpointError: there is no such model, or it is damaged or not supported.
+            SettingsError: the type or device does not exist here.
 
         With `objective` the checkpoint is made ready for a method, as training does: it gets a mask token and a block
         length if the method needs them. `settings.port_aliases.from_port` makes one from the first TiDAR port's words.

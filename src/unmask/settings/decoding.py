@@ -31,7 +31,9 @@ Unmasking = Literal[
 Confidence = Literal["untempered", "unfiltered", "filtered", "min"]
 DynamicFallback = Literal["topk", "leftmost"]
 EntropyRule = Literal["paper", "jetengine"]
-RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream"]
+FactorRule = Literal["paper", "fast_dllm"]
+FilterOrder = Literal["top_k_first", "top_p_first"]
+RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream", "floor"]
 Remask = Literal["cap", "rescale", "conf", "loop"]
 CacheKind = Literal["none", "exact", "prefix", "dual"]
 DraftMode = Literal["parallel", "linear"]
@@ -69,6 +71,8 @@ class SamplingParams:
     """Sample among the k most likely tokens only; 0 is off."""
     top_p: float | None = None
     """Sample among the most likely tokens that hold this share of probability; 1 is off."""
+    filter_order: FilterOrder | None = None
+    """With top_k and top_p: which filter comes first; Dream's top_p does, all others' top_k, the default. (canvas)"""
     repetition_penalty: float | None = None
     """Above 1, makes tokens of the text so far less likely; 1 is off. (autoregressive, blocks, tidar)"""
     canvas_mode: CanvasMode | None = None
@@ -95,6 +99,9 @@ class SamplingParams:
     factor: float | None = None
     """With `factor`: reveal the n most confident places while the n-th is at least 1 - factor/(n+1) sure.
     (canvas, blocks)"""
+    factor_rule: FactorRule | None = None
+    """paper is that rule; with fast_dllm, where all masked places but one are sure enough, that one is revealed as
+    well. (canvas, blocks)"""
     entropy_bound: float | None = None
     """With `entropy_bound`: reveal the places of least entropy whose entropies sum to at most this many nats, the
     largest not counted; default: 0.35. (canvas, blocks)"""
@@ -109,7 +116,8 @@ class SamplingParams:
     (blocks)"""
     reveal_schedule: RevealSchedule | str | None = None
     """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang), dream (linear, rounded
-    down, on Dream's grid of times), or a .json file of counts (unmask analyze schedule --save FILE). (canvas,
+    down, on Dream's grid of times; steps that would reveal none are left out), floor (linear, rounded down, and more
+    steps for what is left; LMDeploy), or a .json file of counts (unmask analyze schedule --save FILE). (canvas,
     blocks)"""
     reveal_temperature: float | None = None
     """Above 0, draw the places to reveal by softmax(certainty / this) instead of taking the best. (canvas)"""
