@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from unmask.attention import Layout
 from unmask.decoding.autoregressive import AutoregressiveRun
 from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
+from unmask.decoding.jobs import Job, for_gaps, grouped
 from unmask.decoding.step import Generated, Row, Run, Step, StopRule
 from unmask.decoding.streaming import Streamer, feed
 from unmask.decoding.tidar import TidarRun
@@ -27,16 +27,32 @@ from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
 from unmask.evaluation.texts import text_batch
 from unmask.models import cpu_linear, loading
+from unmask.models.arguments import (
+    check_count,
+    check_layout,
+    check_streamer,
+    id_rows,
+    instance,
+    model_name,
+    params_of,
+    pieces_of,
+    prompts_of,
+    rows_together,
+    texts_of,
+)
 from unmask.models.backbone import AttentionBackend, Backbone
 from unmask.models.continuations import MASK_GLYPH, Continuation
 from unmask.models.folders import written_model
 from unmask.models.loading import Checkpoint
-from unmask.models.prompts import Prompt, PromptCodec, is_ids
+from unmask.models.placement import device_of
+from unmask.models.prompts import Prompt, PromptCodec
 from unmask.outputs import Output, Score
 from unmask.runs import locate
 from unmask.settings.decoding import Decoding, SamplingParams
 from unmask.settings.evaluation import EvaluationSettings
+from unmask.settings.limits import check_draft, check_for_model
 from unmask.settings.objective import ObjectiveSettings
+from unmask.settings.typed import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,15 +78,22 @@ class DiffusionLM:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise SettingsError(
+                f"DiffusionLM takes a loaded checkpoint, got {shown(checkpoint)}. "
+                "DiffusionLM.from_pretrained(name) loads one."
+            )
         self.checkpoint = checkpoint
         self.codec = PromptCodec(checkpoint)
 
     @property
     def backbone(self) -> Backbone:
+        """The network under the attention rule, with the checkpoint's `diffusion` entry."""
         return self.checkpoint.backbone
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The checkpoint's tokenizer, or None where it works on token ids alone."""
         return self.checkpoint.tokenizer
 
     def __repr__(self) -> str:
@@ -91,14 +114,33 @@ class DiffusionLM:
         attention_backend: AttentionBackend = "dense",
         objective: ObjectiveSettings | None = None,
     ) -> DiffusionLM:
-        """Load a run folder, a model folder or a hub id; arguments as in `unmask.models.loading.load`.
+        """Load a run folder, a model folder or a hub id.
+
+        Args:
+            name: the run (its final model, else its best one), the folder or the hub id.
+            dtype: type of the weights: auto (as saved, the default), float32, bfloat16, float16 or float64; fp32, bf16,
+                fp16, fp64 and `torch` types too.
+            device: where to put it; default: the accelerator, else the CPU. Not with `device_map`.
+            device_map: placement over several devices, as in `transformers`: auto, balanced, or modules to devices.
+            attention_backend: `dense` or `flex`.
+            objective: makes the checkpoint ready for a training method (below).
+
+        Raises:
+            CheckpointError: there is no such model, or it is damaged or not supported.
+            SettingsError: the type or device does not exist here.
 
         With `objective` the checkpoint is made ready for a method, as training does: it gets a mask token and a block
         length if the method needs them. `settings.port_aliases.from_port` makes one from the first TiDAR port's words.
         `optimize_for_inference` makes the model faster on a CPU.
         """
+        if objective is not None:
+            instance("objective", ObjectiveSettings, objective)
         checkpoint = loading.load(
-            locate(name), dtype=dtype, device=device, device_map=device_map, attention_backend=attention_backend
+            locate(model_name(name)),
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attention_backend=attention_backend,
         )
         if objective is not None:
             checkpoint = loading.adapted(checkpoint, objective)
@@ -128,7 +170,7 @@ class DiffusionLM:
 
     def to(self, device: torch.device | str) -> DiffusionLM:
         """Move the model; returns itself."""
-        self.backbone.to(device)
+        self.backbone.to(device_of(device))
         return self
 
     def generate(
@@ -154,15 +196,21 @@ class DiffusionLM:
             PromptError: a prompt is empty, too long for the context, or needs a tokenizer that is not there.
             SettingsError: the parameters do not fit the decoding or the model.
         """
-        encoded = self.codec.encode_all(prompts)
+        size = rows_together(batch_size)
+        if streamer is not None:
+            check_streamer(streamer)
+        encoded = self.codec.encode_all(cast("Prompt | None", prompts_of(prompts)))
         each = self._each(params, len(encoded))
         if any(one.infill_length for one in each):
             raise SettingsError(
                 "infill_length belongs to infill, which takes texts with gaps. Use max_new_tokens here."
             )
         pairs = enumerate(zip(encoded, each, strict=True))
-        jobs = [_Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs]
-        return self._run(jobs, batch_size) if streamer is None else [self._streamed(jobs, streamer)]
+        jobs = [Job(Row(tuple(ids), 0, one.seed), one, number) for number, (ids, one) in pairs]
+        if streamer is not None:
+            return [self._streamed(jobs, streamer)]
+        self._check_lengths(jobs)
+        return self._run(jobs, size)
 
     def infill(
         self,
@@ -183,26 +231,30 @@ class DiffusionLM:
             PromptError: a text has no gap or is too long for the context.
             SettingsError: the parameters do not fit, or the model is autoregressive.
         """
-        params = params or SamplingParams()
-        each = list(params) if isinstance(params, Sequence) else [params] * len(texts)
-        each = self._each(
-            [_for_gaps(one, len(pieces) - 1) for one, pieces in zip(each, texts, strict=False)], len(texts)
-        )
+        size, pieces_of_each = rows_together(batch_size), pieces_of(texts)
+        given = params_of(params, len(pieces_of_each))
+        given = [given] * len(pieces_of_each) if isinstance(given, SamplingParams) else given
+        fitting = [for_gaps(one, len(pieces) - 1) for one, pieces in zip(given, pieces_of_each, strict=True)]
         jobs = []
-        for number, (pieces, one) in enumerate(zip(texts, each, strict=True)):
+        for number, (pieces, one) in enumerate(zip(pieces_of_each, self._each(fitting, len(fitting)), strict=True)):
             first, *others = self.codec.encode_pieces(pieces)
+            self._check_context(len(first) + sum(map(len, others)), sum(one.infill_length))
             gaps = [(None,) * length for length in one.infill_length]
             rest = tuple(itertools.chain(*(part for pair in zip(gaps, others, strict=True) for part in pair)))
-            jobs.append(_Job(Row(tuple(first), 0, one.seed, rest), one, number, tuple(pieces)))
-        return self._run(jobs, batch_size)
+            jobs.append(Job(Row(tuple(first), 0, one.seed, rest), one, number, tuple(pieces)))
+        check_count([job.params for job in jobs])
+        return self._run(jobs, size)
 
     def stream(self, prompt: Prompt | None = None, params: SamplingParams | None = None) -> Iterator[Step]:
         """Generate one text and yield its `Step` after every forward; arguments as in `generate`.
 
         The last step's text is the one that `generate` returns, and what `settled_text` grows by adds up to it.
         """
-        (ids,) = self.codec.encode_all(prompt)
-        one = self._each(params, 1)[0]
+        encoded = self.codec.encode_all(cast("Prompt | None", prompts_of(prompt)))
+        if len(encoded) != 1:
+            raise PromptError(f"stream takes one prompt, got {len(encoded)}. Call it for each, or use generate.")
+        (ids,), (one,) = encoded, self._each(params, 1)
+        self._check_context(len(ids), one.max_new_tokens)
         run = self._start([Row(tuple(ids), 0, one.seed)], one)
         reader = None if self.tokenizer is None else self.codec.reader(ids)
         while not run.done:
@@ -218,9 +270,8 @@ class DiffusionLM:
 
         A text is scored after BOS, if the tokenizer has one; without it autoregression cannot score the first token.
         """
-        settings = settings or EvaluationSettings(masks_per_sequence=32)
-        single = isinstance(texts, str) or is_ids(texts)
-        each = cast("list[str | Sequence[int]]", [texts] if single else list(texts))
+        settings = instance("settings", EvaluationSettings, settings or EvaluationSettings(masks_per_sequence=32))
+        each = texts_of(texts)
         scores: list[Score] = []
         for start in range(0, len(each), settings.batch_size):
             batch = text_batch(self.codec, each[start : start + settings.batch_size])
@@ -236,15 +287,18 @@ class DiffusionLM:
         The default layout is the method's own over one document per row: causal for autoregression and TiDAR,
         block-causal for block diffusion, bidirectional for masked diffusion.
         """
-        ids_BL = torch.as_tensor(ids, device=self.backbone.device)
+        ids_BL = id_rows(ids, vocabulary=self.codec.num_ids).to(self.backbone.device)
         if layout is None:
             layout = self.backbone.clean_layout(torch.zeros_like(ids_BL))
+        check_layout(layout, ids_BL, context=self.backbone.context_length)
         mask = self.backbone.render(layout, layout)
         position_ids_BL = layout.position_ids.expand_as(ids_BL)
         return self.backbone.logits(self.backbone(ids_BL, position_ids_BL, mask))
 
     def resolved(self, params: SamplingParams) -> SamplingParams:
         """The parameters with every default filled in, checked against this model."""
+        instance("params", SamplingParams, params)
+        check_for_model(params, context=self.backbone.context_length, vocabulary=self.codec.num_ids)
         entry = self.backbone.diffusion
         defaults = entry.decoding
         if entry.method in _BLOCK_OPTION:
@@ -256,22 +310,20 @@ class DiffusionLM:
                 "decoding `autoregressive`, or train it with objective.method=masked_diffusion (or block_diffusion, "
                 "tidar) first."
             )
+        check_draft(one)
         if one.stop and self.tokenizer is None:
             raise SettingsError("stop texts need a tokenizer, and this checkpoint has none. Use stop_token_ids.")
         return one
 
     def _each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [self.resolved(params or SamplingParams())] * count
-        if len(params) != count:
-            raise SettingsError(f"Give one SamplingParams for all prompts or one for each: {count}, got {len(params)}.")
-        return [self.resolved(one) for one in params]
+        given = params_of(params, count)
+        return [self.resolved(given)] * count if isinstance(given, SamplingParams) else list(map(self.resolved, given))
 
-    def _run(self, jobs: Sequence[_Job], batch_size: int) -> list[Output]:
+    def _run(self, jobs: Sequence[Job], batch_size: int) -> list[Output]:
         """Every sample of every job, in order; jobs with equal parameters are decoded together."""
         jobs = [dataclasses.replace(job, row=row) for job in jobs for row in job.samples()]
         outputs: dict[int, Output] = {}
-        for group in _grouped([job.params for job in jobs], batch_size):
+        for group in grouped([job.params for job in jobs], batch_size):
             chosen = [jobs[index] for index in group]
             run = self._start([job.row for job in chosen], chosen[0].params)
             while not run.done:
@@ -280,11 +332,12 @@ class DiffusionLM:
                 outputs[index] = self._output(result, job)
         return [outputs[index] for index in range(len(jobs))]
 
-    def _streamed(self, jobs: Sequence[_Job], streamer: Streamer) -> Output:
+    def _streamed(self, jobs: Sequence[Job], streamer: Streamer) -> Output:
         if len(jobs) != 1 or jobs[0].params.n != 1:
             raise SettingsError(
                 f"A streamer takes one text, got {len(jobs)} prompts with n={jobs[0].params.n}. Call it for each."
             )
+        self._check_lengths(jobs)
         (job,) = jobs
         run = self._start([job.row], job.params)
         mask_token_id = self.backbone.diffusion.mask_token_id
@@ -292,15 +345,21 @@ class DiffusionLM:
         return self._output(run.results()[0], job)
 
     def _start(self, rows: list[Row], params: SamplingParams) -> Run:
-        longest = max((row.template(params.max_new_tokens) for row in rows), key=len)
-        if len(longest) > self.backbone.context_length:
-            new = longest.count(None)
-            raise PromptError(
-                f"The prompt has {len(longest) - new} tokens, which with {new} new ones exceed the model's context of "
-                f"{self.backbone.context_length}. Shorten it or generate less."
-            )
         run = _RUNS[params.decoding or "canvas"]
         return run(self.backbone.eval(), rows, params, self._stop_rule(params))
+
+    def _check_lengths(self, jobs: Sequence[Job]) -> None:
+        """Refuse what does not fit before any of it is begun, or has memory."""
+        check_count([job.params for job in jobs])
+        for job in jobs:
+            self._check_context(len(job.row.prompt), job.params.max_new_tokens)
+
+    def _check_context(self, known: int, new: int) -> None:
+        if known + new > self.backbone.context_length:
+            raise PromptError(
+                f"The prompt has {known} tokens, which with {new} new ones exceed the model's context of "
+                f"{self.backbone.context_length}. Shorten it or generate less."
+            )
 
     def _stop_rule(self, params: SamplingParams) -> StopRule:
         eos_ids = self.codec.end_ids()
@@ -313,7 +372,7 @@ class DiffusionLM:
         """What tokens add to those before them, up to a stop text."""
         return "" if self.tokenizer is None else self.codec.reader(before).until(tokens, params.stop)[0]
 
-    def _output(self, result: Generated, job: _Job) -> Output:
+    def _output(self, result: Generated, job: Job) -> Output:
         params = job.params
         infills = self._infills(result.token_ids, job) if job.pieces else ()
         if job.pieces:
@@ -336,7 +395,7 @@ class DiffusionLM:
             acceptance=result.acceptance,
         )
 
-    def _infills(self, tokens: Sequence[int], job: _Job) -> tuple[str, ...]:
+    def _infills(self, tokens: Sequence[int], job: Job) -> tuple[str, ...]:
         """The text of each gap, up to its end."""
         ends = {*job.params.stop_token_ids, *(() if job.params.ignore_eos else self.codec.end_ids())}
         filled = iter(tokens)
@@ -351,49 +410,11 @@ class DiffusionLM:
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One prompt (or text with gaps) to generate from: its first sample, its parameters, its number, its pieces."""
-
-    row: Row
-    params: SamplingParams
-    number: int
-    pieces: tuple[str, ...] = ()
-
-    def samples(self) -> list[Row]:
-        return [dataclasses.replace(self.row, sample=sample) for sample in range(self.params.n)]
-
-
-def _for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:
-    """The parameters with one length for each gap."""
-    lengths = params.infill_length
-    if gaps > 0 and len(lengths) not in (1, gaps):
-        raise SettingsError(
-            f"infill_length must give the tokens of the gaps, one number for all or one each ({gaps}), got {lengths}."
-        )
-    if params.cache not in (None, "none") or params.canvas_mode == "semi_autoregressive_origin":
-        raise SettingsError(
-            f"Gaps are filled with the whole text in view: leave out cache ({params.cache}) and canvas_mode "
-            f"({params.canvas_mode})."
-        )
-    return dataclasses.replace(params, infill_length=lengths * gaps if len(lengths) == 1 else lengths)
-
-
 def _told(step: Step, reader: Continuation | None, params: SamplingParams, *, is_final: bool) -> Step:
     """The step with its texts; ids without a tokenizer."""
     if reader is None:
-        shown = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
-        return dataclasses.replace(step, text=" ".join(shown))
+        glyphs = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
+        return dataclasses.replace(step, text=" ".join(glyphs))
     text, known = reader.drawn(step.canvas, params.stop, is_final=is_final), step.canvas[: step.settled]
     settled = text if is_final else reader.settled(cast("Sequence[int]", known), params.stop)
     return dataclasses.replace(step, text=text, settled_text=settled)
-
-
-def _grouped(params: Sequence[SamplingParams], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows that can be decoded together: equal parameters, whatever their seeds and numbers of samples."""
-    groups: dict[SamplingParams, list[int]] = {}
-    for index, one in enumerate(params):
-        groups.setdefault(dataclasses.replace(one, seed=0, n=1), []).append(index)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]

@@ -40,11 +40,15 @@ def test_steps_are_shared_out_over_the_blocks() -> None:
         ("fast_dllm", {"factor": 1.0}, {"unmasking": "factor", "factor": 1.0, "denoising_steps": None}),
         ("fast_dllm", {"use_cache": True, "block_length": 32}, {"cache": "prefix", "denoising_steps": 32}),
         ("fast_dllm", {"use_cache": True, "dual_cache": True}, {"cache": "dual"}),
-        ("dream", {}, {"unmasking": "ancestral", "reveal_schedule": "dream", "denoising_steps": 128}),
+        ("dream", {}, {"unmasking": "ancestral", "reveal_schedule": "dream", "denoising_steps": 512}),
         ("dream", {"steps": 32, "alg": "maskgit_plus"}, {"unmasking": "low_confidence_static", "denoising_steps": 32}),
         ("dream", {"alg": "topk_margin", "alg_temp": 0.1}, {"unmasking": "margin", "reveal_temperature": 0.1}),
         ("dream", {"alg": "entropy", "top_p": 0.9, "top_k": 5}, {"unmasking": "entropy", "top_p": 0.9, "top_k": 5}),
+        ("dream", {"alg": "entropy", "top_p": 0.9, "top_k": 5}, {"filter_order": "top_p_first"}),
+        ("dream", {"alg": "entropy", "top_p": 0.9}, {"filter_order": "top_k_first"}),
         ("dream", {"alg": "entropy"}, {"confidence": "filtered"}),
+        ("fast_dllm", {"factor": 1.0}, {"factor_rule": "fast_dllm"}),
+        ("llada", {"gen_length": 32}, {"max_new_tokens": 32, "denoising_steps": 32, "canvas_mode": "fixed_length"}),
     ],
 )
 def test_options_carry_over(system: str, theirs: dict[str, object], ours: dict[str, object]) -> None:
@@ -77,6 +81,13 @@ def test_what_has_no_place_is_refused_with_its_reason() -> None:
         translated({"gen_length": 3, "max_new_tokens": 3})
     with pytest.raises(SettingsError, match="cannot go with `random`"):
         from_original("fast_dllm", remasking="random", threshold=0.5)
+    with pytest.raises(SettingsError, match="threshold and factor each decide"):
+        from_original("fast_dllm", threshold=0.5, factor=1.0)
+    for name, value in (("threshold", 0.9), ("block_length", 32), ("dual_cache", True)):
+        with pytest.raises(SettingsError, match=f"{name} is not an option here: Fast-dLLM's loop for Dream"):
+            from_original("dream", **{name: value})
+    with pytest.raises(SettingsError, match="repetition_penalty is not an option here: JetEngine divides"):
+        from_original("jetengine", repetition_penalty=1.1)
     with pytest.raises(SettingsError, match=r"eps must be 0.001"):
         from_original("dream", eps=0.1)
     with pytest.raises(SettingsError, match=r"no alg `entropie`.*entropy"):
@@ -86,3 +97,20 @@ def test_what_has_no_place_is_refused_with_its_reason() -> None:
 def test_every_default_is_an_option_that_carries_over() -> None:
     for system, defaults in DEFAULTS.items():
         assert isinstance(canvas(from_original(system, **defaults)), SamplingParams)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("engine", "theirs", "ours"),
+    [
+        ("lmdeploy", {"dllm_unmasking_strategy": "low_confidence_static"}, {"reveal_schedule": "floor"}),
+        ("lmdeploy", {"dllm_unmasking_strategy": "sequential"}, {"reveal_schedule": "floor"}),
+        ("lmdeploy", {}, {"unmasking": "threshold", "confidence": "unfiltered", "reveal_schedule": "linear"}),
+        ("lmdeploy", {"do_sample": True}, {"top_k": 50, "confidence": "unfiltered"}),
+        ("llada2", {"gen_length": 16}, {"denoising_steps": 16, "block_length": 32}),
+        ("llada2", {"gen_length": 64}, {"denoising_steps": 32}),
+        ("jetengine", {"repetition_penalty": 1.0}, {"repetition_penalty": 1.0}),
+    ],
+)
+def test_options_of_engines_carry_over(engine: str, theirs: dict[str, object], ours: dict[str, object]) -> None:
+    params = from_original(engine, **theirs).resolved({"block_length": 4}, "blocks")  # type: ignore[arg-type]
+    assert {name: getattr(params, name) for name in ours} == ours

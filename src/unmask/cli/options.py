@@ -139,7 +139,7 @@ def _meaning(name: str) -> str:
         or {
             "steps": "denoising_steps, but over all blocks together",
             "remasking_strategy": "unmasking; entropy_bounded is entropy_bound",
-            "alg": "unmasking, with reveal_schedule dream and confidence filtered",
+            "alg": "unmasking, with reveal_schedule dream, confidence filtered and filter_order top_p_first",
             "threshold": "unmasking threshold, with confidence_threshold",
             "use_cache": "cache prefix",
             "dual_cache": "cache dual",

@@ -79,8 +79,9 @@ class BlockRun:
     def __init__(self, backbone: Backbone, rows: Sequence[Row], params: SamplingParams, stop: StopRule) -> None:
         self.backbone, self.params, self.stop = backbone, params, stop
         self._length = params.block_length or 1
-        self._steps = params.denoising_steps or self._length
-        self._quotas = unmasking.reveal_counts(params.reveal_schedule or "linear", self._length, self._steps)
+        steps = params.denoising_steps or self._length
+        self._quotas = unmasking.reveal_counts(params.reveal_schedule or "linear", self._length, steps)
+        self._steps = steps if params.unmasking in DYNAMIC else len(self._quotas)
         self._num_rows = len(rows)
         self._is_cached = params.cache == "exact"
         self._results: dict[int, Generated] = {}

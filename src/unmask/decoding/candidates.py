@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.noise import Purpose
-from unmask.settings.decoding import SamplingParams
+from unmask.settings.decoding import FilterOrder, SamplingParams
 
 
 class Candidates(NamedTuple):
@@ -61,7 +61,7 @@ def candidates(
     wide_RV = _wide(logits_RV)
     drawn_RV = _tempered(wide_RV, params)
     if is_filtered:
-        drawn_RV = filtered(drawn_RV, top_k=top_k, top_p=top_p)
+        drawn_RV = filtered(drawn_RV, top_k=top_k, top_p=top_p, order=params.filter_order or "top_k_first")
     token_R = drawn_RV.argmax(dim=-1) if greedy else draw(drawn_RV, keys)
     seen_RV = drawn_RV if params.confidence == "filtered" else _seen(wide_RV, params)
     confidence_R = _probability(seen_RV, token_R)
@@ -181,14 +181,17 @@ def _placed(sorted_RV: Tensor, order_RV: Tensor, keys: Keys, purpose: Purpose) -
     return order_RV.gather(1, torch.minimum(place_R1, last_R1))[:, 0]
 
 
-def filtered(logits_RV: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """The logits with everything outside top-k and then top-p at -inf."""
+def filtered(logits_RV: Tensor, *, top_k: int, top_p: float, order: FilterOrder = "top_k_first") -> Tensor:
+    """The logits with everything outside top-k and top-p at -inf; the second filter sees what the first one leaves."""
     sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(logits_RV).scatter_(1, order_RV, _kept(sorted_RV, top_k=top_k, top_p=top_p))
+    kept_RV = _kept(sorted_RV, top_k=top_k, top_p=top_p, order=order)
+    return torch.empty_like(logits_RV).scatter_(1, order_RV, kept_RV)
 
 
-def _kept(sorted_RV: Tensor, *, top_k: int, top_p: float) -> Tensor:
+def _kept(sorted_RV: Tensor, *, top_k: int, top_p: float, order: FilterOrder = "top_k_first") -> Tensor:
     """Descending logits with what the filters drop at -inf; the first one always stays."""
+    if order == "top_p_first":
+        return _kept(_kept(sorted_RV, top_k=0, top_p=top_p), top_k=top_k, top_p=1.0)
     if top_k > 0:
         sorted_RV = sorted_RV.clone()
         sorted_RV[:, top_k:] = float("-inf")

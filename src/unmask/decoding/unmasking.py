@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from unmask.settings.decoding import DynamicFallback, EntropyRule, SamplingParams
+from unmask.settings.decoding import DynamicFallback, EntropyRule, FactorRule, SamplingParams
 from unmask.settings.reveal_files import is_file_name, read
 
 DREAM_EPSILON = 1e-3
@@ -63,14 +63,17 @@ def by_entropy(entropy_BW: Tensor, masked_BW: Tensor, bound: float, rule: Entrop
     return masked_BW & (rank_BW < passes_BW.sum(dim=1, keepdim=True).clamp(min=1))
 
 
-def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float) -> Tensor:
+def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float, rule: FactorRule = "paper") -> Tensor:
     """The n most confident places for the largest n whose n-th is at least 1 - factor / (n + 1), and always one.
 
-    Fast-dLLM (arXiv 2505.22618), theorem 1: greedy parallel decoding equals one by one if (n + 1)(1 - c_n) < 1.
+    Fast-dLLM (arXiv 2505.22618), theorem 1: greedy parallel decoding equals one by one if (n + 1)(1 - c_n) < 1. Its
+    code (`fast_dllm`) also reveals the last masked place where all others are sure enough.
     """
     number_BW = _rank(confidence_BW, masked_BW) + 1
     passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1).double())
     accepted_B1 = (number_BW * passes_BW).amax(dim=1, keepdim=True).clamp(min=1)
+    if rule == "fast_dllm":
+        accepted_B1 = accepted_B1 + (accepted_B1 == masked_BW.sum(dim=1, keepdim=True) - 1)
     return masked_BW & (number_BW <= accepted_B1)
 
 
@@ -97,7 +100,7 @@ def chosen(
         threshold, fallback = params.confidence_threshold or 0.0, params.dynamic_fallback or "topk"
         return confident_enough(certainty_BW, masked_BW, threshold, quota, fallback)
     if policy == "factor":
-        return by_factor(certainty_BW, masked_BW, params.factor or 0.0)
+        return by_factor(certainty_BW, masked_BW, params.factor or 0.0, params.factor_rule or "paper")
     if policy == "entropy_bound":
         return by_entropy(-certainty_BW, masked_BW, params.entropy_bound or 0.0, params.entropy_rule or "paper")
     if policy == "sequential":
@@ -124,7 +127,7 @@ def drawn_certainty(certainty_BW: Tensor, uniform_BW: Tensor, temperature: float
 
 def visible_shares(schedule: str, steps: int) -> list[float]:
     """Share of visible places before the first step and after each of `steps` steps, from 0 to 1."""
-    if schedule == "linear":
+    if schedule in ("linear", "floor"):
         return [step / steps for step in range(steps + 1)]
     if schedule == "dream":
         return [step / steps * (1 - DREAM_EPSILON) for step in range(steps)] + [1.0]
@@ -133,22 +136,28 @@ def visible_shares(schedule: str, steps: int) -> list[float]:
 
 
 def reveal_counts(schedule: str, places: int, steps: int) -> list[int]:
-    """How many places each step reveals, at least one each; they sum to `places`.
+    """How many places each step reveals, at least one each; they sum to `places`. Mostly there are `steps` of them.
 
     linear spreads them evenly, the remainder over the first steps (LLaDA). cosine and cosine_squared leave
     floor(places * cos(pi/2 k/K)) or cos^2 of them masked after step k of K (MaskGIT; Zhang & Syed). dream reveals
-    floor(masked * (1 - s/t)) on its grid of times, the rest in the last step. A file's counts stand as they are.
+    floor(masked * (1 - s/t)) on its grid of times, the rest in the last step; the steps in which that is none, which
+    change nothing, are left out. floor reveals floor(places / steps), one at least, until nothing is left, in more
+    steps where that leaves a remainder (LMDeploy). A file's counts stand as they are.
 
     Raises:
         SettingsError: a file has no counts for so many places and steps.
     """
     if is_file_name(schedule):
         return list(read(schedule).of(places, steps))
+    if schedule == "dream":
+        return _dream_counts(visible_shares(schedule, steps), places)
+    if schedule == "floor":
+        each = max(places // steps, 1)
+        return [each] * (places // each) + [places % each] * (places % each > 0)
     steps = min(steps, places)
     if schedule == "linear":
         return [places // steps + (step < places % steps) for step in range(steps)]
-    shares = visible_shares(schedule, steps)
-    return _dream_counts(shares, places) if schedule == "dream" else counts_at(shares, places)
+    return counts_at(visible_shares(schedule, steps), places)
 
 
 def counts_at(shares: Sequence[float], places: int) -> list[int]:
@@ -162,13 +171,12 @@ def counts_at(shares: Sequence[float], places: int) -> list[int]:
 
 
 def _dream_counts(shares: Sequence[float], places: int) -> list[int]:
-    left, steps = places, len(shares) - 1
-    kept: list[int] = []
-    for step, (before, after) in enumerate(itertools.pairwise(shares), start=1):
-        wanted = left - math.floor(left * (1 - (1 - after) / (1 - before)) + 1e-9)
-        left = max(min(wanted, left - 1), steps - step)
-        kept.append(left)
-    return _revealed(kept, places)
+    left, counts = places, []
+    for before, after in itertools.pairwise(shares):
+        count = math.floor(left * (1 - (1 - after) / (1 - before)) + 1e-9)
+        left -= count
+        counts += [count] * (count > 0)
+    return counts
 
 
 def _revealed(kept: Sequence[int], places: int) -> list[int]:

@@ -25,6 +25,7 @@ from unmask.models.backbone import ATTENTION_NAME, AttentionBackend, Backbone
 from unmask.models.families import FAMILIES
 from unmask.models.files import GENERATION_CONFIG, fetched
 from unmask.models.json_files import read_json
+from unmask.models.placement import dtype_of, placed
 from unmask.models.published.format import PublishedFormat
 from unmask.models.source import Source, read_source, weights_of
 from unmask.models.tied import named_once
@@ -34,6 +35,7 @@ from unmask.noise import Purpose
 from unmask.settings.adapter import Quantization
 from unmask.settings.model import DEFAULT_BLOCK_LENGTH, DEFAULT_DRAFT_LENGTH, DiffusionConfig, ModelSettings
 from unmask.settings.objective import ObjectiveSettings
+from unmask.settings.typed import fitted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,14 +82,16 @@ def load(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, not supported or does not fit its configuration.
-        SettingsError: the quantisation does not run here.
+        SettingsError: dtype or device does not exist, or the quantisation does not run here.
     """
+    dtype, (device, device_map) = dtype_of(dtype), placed(device, device_map)
+    fitted("attention_backend", AttentionBackend, attention_backend)
     saved = adapters.find(name)
     if saved is not None:
         placement = {"device": device, "device_map": device_map, "attention_backend": attention_backend}
         return _load_adapter(saved, dtype, quantize, **placement)
     source = read_source(name)
-    target = torch.device(device or default_device())
+    target = device or default_device()
     options: dict[str, Any] = {}
     if quantize == "nf4":
         options["quantization_config"] = quantization.nf4(_resolved(dtype, source.config), target)

@@ -40,6 +40,11 @@ class PromptCodec:
         self.tokenizer, self.backbone = checkpoint.tokenizer, checkpoint.backbone
         self._encoder: tuple[object, PromptEncoder] | None = None
 
+    @property
+    def num_ids(self) -> int:
+        """Rows of the embedding: what a token id lies below."""
+        return int(self.backbone.network.config.vocab_size)
+
     def encode_all(self, prompts: Prompt | Sequence[Prompt] | None) -> list[list[int]]:
         """Token ids of one prompt or of several; a tensor or array of two dimensions holds a prompt in each row.
 
@@ -198,10 +203,9 @@ class PromptCodec:
         return [] if start is None else [start]
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        rows = int(self.backbone.network.config.vocab_size)
-        wrong = [token for token in ids if not 0 <= token < rows]
+        wrong = [token for token in ids if not 0 <= token < self.num_ids]
         if wrong:
-            raise PromptError(f"Token ids must lie between 0 and {rows - 1}, got {wrong[0]}.")
+            raise PromptError(f"Token ids must lie between 0 and {self.num_ids - 1}, got {wrong[0]}.")
         if self.backbone.diffusion.mask_token_id in ids:
             raise PromptError("The prompt holds the mask token, which only the places to generate may hold. Remove it.")
 

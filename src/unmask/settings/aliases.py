@@ -13,7 +13,9 @@ from typing import Any, Literal, cast
 from unmask.errors import SettingsError, nearest
 from unmask.settings import block_aliases
 from unmask.settings.block_aliases import Engine, from_engine
+from unmask.settings.checks import at_least
 from unmask.settings.decoding import SamplingParams
+from unmask.settings.typed import fitted
 
 Original = Literal["llada", "fast_dllm", "dream"]
 
@@ -48,9 +50,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 0.0,
         "top_p": None,
         "top_k": None,
-        "threshold": None,
-        "block_length": None,
-        "dual_cache": False,
     },
 }
 RENAMED = {
@@ -75,13 +74,18 @@ REFUSED = {
     "generation_logits_hook_func": "use DiffusionLM.logits, or suppress_eos",
 }
 """Options that have no place here, with the reason."""
+_OWN_LOOP = (
+    "Fast-dLLM's loop for Dream always caches, and its first step in a block reveals the first position whatever the "
+    "confidence; SamplingParams has what comes near"
+)
+REFUSED_OF = {"dream": dict.fromkeys(("threshold", "block_length", "dual_cache"), _OWN_LOOP)}
+"""Options of one original that have no place here, though others have them."""
 
 _ALGORITHMS = {
     "origin": "ancestral",
     "maskgit_plus": "low_confidence_static",
     "topk_margin": "margin",
     "entropy": "entropy",
-    "confidence_threshold": "threshold",
 }
 _DREAM_EPSILON = 1e-3
 
@@ -98,18 +102,33 @@ def from_original(system: Original | Engine, **options: Any) -> SamplingParams:
     Raises:
         SettingsError: an option is unknown or has no place here.
     """
+    system = fitted("system", str, system)
     if system in block_aliases.DEFAULTS:
         return from_engine(cast("Engine", system), **options)
     if system not in DEFAULTS:
         raise SettingsError(f"There is no original `{system}`. {nearest(system, [*DEFAULTS, *block_aliases.DEFAULTS])}")
-    known = [*DEFAULTS[system], *REFUSED]
-    for name in options:
+    refused = REFUSED_OF.get(system, {})
+    known = [*DEFAULTS[system], *REFUSED, *refused]
+    for name, value in options.items():
         if name not in known:
             raise SettingsError(f"{system} has no option `{name}`. {nearest(name, known)}")
+        if name in refused and value is not None:
+            raise SettingsError(f"{name} is not an option here: {refused[name]}. Leave it out.")
     given = {name: value for name, value in (DEFAULTS[system] | options).items() if value is not None}
-    if system == "dream" and options.get("threshold") is None:
-        given["steps"] = min(given["steps"], given["max_new_tokens"])
-    return SamplingParams(**translated(given))
+    found = translated({name: value for name, value in given.items() if name not in refused})
+    if system == "dream":
+        return SamplingParams(**found)
+    if "factor" in given:
+        found["factor_rule"] = "fast_dllm"
+    return SamplingParams(**_as_in_the_loop(found))
+
+
+def _as_in_the_loop(found: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaDA's blocks end with its canvas, and the steps in which nothing is left to reveal change nothing."""
+    whole = fitted("gen_length", int, found.get("max_new_tokens", SamplingParams.max_new_tokens))
+    length = min(fitted("block_length", int, found.get("block_length", whole)), whole)
+    steps = found.get("denoising_steps")
+    return {**found, "block_length": length} | ({} if steps is None else {"denoising_steps": min(steps, length)})
 
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,24 +152,37 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
         strategy = str(options["remasking_strategy"])
         found["unmasking"] = block_aliases.STRATEGIES.get(strategy, strategy)
     found |= _policy(options, str(found.get("unmasking", "low_confidence"))) | _cache(options)
-    if float(options.get("eps", _DREAM_EPSILON)) != _DREAM_EPSILON:
+    if _number("eps", float, options.get("eps", _DREAM_EPSILON)) != _DREAM_EPSILON:
         raise SettingsError(f"eps must be {_DREAM_EPSILON}, Dream's own value, got {options['eps']}.")
     if "steps" in options and found.get("unmasking") not in ("threshold", "factor"):
-        found["denoising_steps"] = _steps_per_block(int(options["steps"]), found)
+        found["denoising_steps"] = _steps_per_block(_number("steps", int, options["steps"]), found)
     return found
 
 
+def _number(name: str, kind: type, value: Any) -> Any:
+    """A number, which the command line gives as text."""
+    if isinstance(value, str):
+        try:
+            return fitted(name, kind, kind(value))
+        except ValueError:
+            pass
+    return fitted(name, kind, value)
+
+
 def _algorithm(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Dream's `alg`, with its schedule and its filtered confidence."""
+    """Dream's `alg`, with its schedule, its filtered confidence and, of two filters, its order."""
     if "alg" not in options:
         return {}
-    if options["alg"] not in _ALGORITHMS:
+    if not isinstance(options["alg"], str) or options["alg"] not in _ALGORITHMS:
         raise SettingsError(f"There is no alg `{options['alg']}`. {nearest(str(options['alg']), _ALGORITHMS)}")
-    return {"unmasking": _ALGORITHMS[options["alg"]], "reveal_schedule": "dream", "confidence": "filtered"}
+    found = {"unmasking": _ALGORITHMS[options["alg"]], "reveal_schedule": "dream", "confidence": "filtered"}
+    return found | ({"filter_order": "top_p_first"} if {"top_k", "top_p"} <= options.keys() else {})
 
 
 def _policy(options: Mapping[str, Any], unmasking: str) -> dict[str, Any]:
     """A threshold or a factor also names the policy (Fast-dLLM)."""
+    if {"threshold", "factor"} <= options.keys():
+        raise SettingsError("threshold and factor each decide what is revealed. Give one of them.")
     for policy, theirs, ours in (("threshold", "threshold", "confidence_threshold"), ("factor", "factor", "factor")):
         if theirs in options:
             if unmasking not in ("low_confidence", "low_confidence_static", policy):
@@ -166,13 +198,16 @@ def _cache(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_set(value: object) -> bool:
-    return str(value).lower() == "true"
+    words = {"true": True, "false": False}
+    return value is not None and bool(fitted("A cache option", bool, words.get(str(value).lower(), value)))
 
 
 def _steps_per_block(steps: int, found: Mapping[str, Any]) -> int:
     """The total shared out over the blocks."""
-    whole = int(found.get("max_new_tokens", SamplingParams.max_new_tokens))
-    blocks = -(-whole // int(found.get("block_length") or whole))
+    whole = _number("max_new_tokens", int, found.get("max_new_tokens", SamplingParams.max_new_tokens))
+    length = _number("block_length", int, found.get("block_length") or whole)
+    at_least(1, steps=steps, max_new_tokens=whole, block_length=length)
+    blocks = -(-whole // length)
     if steps % blocks:
         raise SettingsError(
             f"steps is the total over all blocks and must be a multiple of their number ({blocks}), got {steps}. "

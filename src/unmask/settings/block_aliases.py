@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from unmask.errors import SettingsError, nearest
 from unmask.settings.decoding import SamplingParams
+from unmask.settings.typed import fitted
 
 Engine = Literal["sdar", "jetengine", "lmdeploy", "llada2"]
 
@@ -99,7 +100,8 @@ REFUSED = {
 _MEANS: dict[str, dict[str, Any]] = {
     "sdar": {"confidence": "filtered"},
     "jetengine": {"confidence": "unfiltered"},
-    "lmdeploy": {"confidence": "filtered"},
+    # Its processors are the temperature and penalties; top-k and top-p filter a sorted copy that only the draw sees.
+    "lmdeploy": {"confidence": "unfiltered"},
     "llada2": {"confidence": "filtered", "unmasking": "low_confidence_dynamic"},
 }
 
@@ -116,11 +118,21 @@ def from_engine(engine: Engine, **options: Any) -> SamplingParams:
             raise SettingsError(f"{name} is not an option here: {REFUSED[name]}. Leave it out.")
         if name not in known:
             raise SettingsError(f"{engine} has no option `{name}`. {nearest(name, known)}")
+    if engine == "jetengine" and options.get("repetition_penalty", 1.0) not in (None, 1.0):
+        raise SettingsError(
+            "repetition_penalty is not an option here: JetEngine divides probabilities, and only in the second half of "
+            f"a text; got {options['repetition_penalty']}. SamplingParams(repetition_penalty=...) is that of "
+            "transformers, on the logits."
+        )
     given = {name: value for name, value in (DEFAULTS[engine] | options).items() if value is not None}
-    if not given.pop("do_sample", True):
+    if not fitted("do_sample", bool, given.pop("do_sample", True)):
         given |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     found = _MEANS[engine] | {RENAMED.get(name, name): value for name, value in given.items()}
     found["unmasking"] = _policy(engine, str(found["unmasking"]))
+    if engine == "llada2":
+        # As in its code, whose share of a step then grows.
+        counts = [fitted(name, int, found[name]) for name in ("denoising_steps", "max_new_tokens") if name in found]
+        found["denoising_steps"] = min(counts)
     return SamplingParams(decoding="blocks", **_used(engine, found))
 
 
@@ -140,6 +152,8 @@ def _used(engine: Engine, found: Mapping[str, Any]) -> dict[str, Any]:
         used.pop("entropy_bound", None)
     if engine == "lmdeploy" and used["unmasking"] == "threshold":
         used.pop("denoising_steps", None)
+    elif engine == "lmdeploy":
+        used["reveal_schedule"] = "floor"
     if engine == "jetengine" and used["unmasking"] == "low_confidence_dynamic":
         used["dynamic_fallback"] = "leftmost"
     if engine == "jetengine" and used["unmasking"] == "entropy_bound":

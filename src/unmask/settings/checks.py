@@ -14,7 +14,7 @@ def at_most(highest: float, **values: float | None) -> None:
     """Each value that is set must be `highest` or less."""
     for name, value in values.items():
         if value is not None and not value <= highest:
-            raise SettingsError(f"{name} must be at most {highest}, got {value}.")
+            raise SettingsError(f"{name} must be at most {highest:,}, got {value:,}.")
 
 
 def in_range(lowest: float, highest: float, **values: float | None) -> None:

@@ -9,6 +9,7 @@ from unmask.errors import SettingsError, nearest
 from unmask.settings.checks import at_least, in_range, is_true
 from unmask.settings.decoding_checks import as_autoregressive, as_blocks, as_canvas, as_tidar
 from unmask.settings.decoding_options import COMMON, DEFAULTS, USED_BY
+from unmask.settings.limits import check_sampling
 from unmask.settings.reveal_files import SUFFIX, is_file_name
 from unmask.settings.typed import settings
 
@@ -30,7 +31,9 @@ Unmasking = Literal[
 Confidence = Literal["untempered", "unfiltered", "filtered", "min"]
 DynamicFallback = Literal["topk", "leftmost"]
 EntropyRule = Literal["paper", "jetengine"]
-RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream"]
+FactorRule = Literal["paper", "fast_dllm"]
+FilterOrder = Literal["top_k_first", "top_p_first"]
+RevealSchedule = Literal["linear", "cosine", "cosine_squared", "dream", "floor"]
 Remask = Literal["cap", "rescale", "conf", "loop"]
 CacheKind = Literal["none", "exact", "prefix", "dual"]
 DraftMode = Literal["parallel", "linear"]
@@ -68,6 +71,8 @@ class SamplingParams:
     """Sample among the k most likely tokens only; 0 is off."""
     top_p: float | None = None
     """Sample among the most likely tokens that hold this share of probability; 1 is off."""
+    filter_order: FilterOrder | None = None
+    """With top_k and top_p: which filter comes first; Dream's top_p does, all others' top_k, the default. (canvas)"""
     repetition_penalty: float | None = None
     """Above 1, makes tokens of the text so far less likely; 1 is off. (autoregressive, blocks, tidar)"""
     canvas_mode: CanvasMode | None = None
@@ -94,6 +99,9 @@ class SamplingParams:
     factor: float | None = None
     """With `factor`: reveal the n most confident places while the n-th is at least 1 - factor/(n+1) sure.
     (canvas, blocks)"""
+    factor_rule: FactorRule | None = None
+    """paper is that rule; with fast_dllm, where all masked places but one are sure enough, that one is revealed as
+    well. (canvas, blocks)"""
     entropy_bound: float | None = None
     """With `entropy_bound`: reveal the places of least entropy whose entropies sum to at most this many nats, the
     largest not counted; default: 0.35. (canvas, blocks)"""
@@ -108,7 +116,8 @@ class SamplingParams:
     (blocks)"""
     reveal_schedule: RevealSchedule | str | None = None
     """How many places each step reveals: linear, cosine (MaskGIT), cosine_squared (Zhang), dream (linear, rounded
-    down, on Dream's grid of times), or a .json file of counts (unmask analyze schedule --save FILE). (canvas,
+    down, on Dream's grid of times; steps that would reveal none are left out), floor (linear, rounded down, and more
+    steps for what is left; LMDeploy), or a .json file of counts (unmask analyze schedule --save FILE). (canvas,
     blocks)"""
     reveal_temperature: float | None = None
     """Above 0, draw the places to reveal by softmax(certainty / this) instead of taking the best. (canvas)"""
@@ -144,14 +153,9 @@ class SamplingParams:
     place. Default: 1, plain autoregression. (tidar)"""
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_token_ids", "infill_length", "remask_loop"):
-            value = getattr(self, name)
-            if isinstance(value, str | int):
-                object.__setattr__(self, name, (value,))
-            elif isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
         if self.unmasking == "low_confidence":
             object.__setattr__(self, "unmasking", "low_confidence_static")
+        check_sampling(self)
         at_least(1, max_new_tokens=self.max_new_tokens, n=self.n, block_length=self.block_length)
         at_least(1, denoising_steps=self.denoising_steps, infill_length=min(self.infill_length, default=None))
         at_least(0, temperature=self.temperature, top_k=self.top_k, reveal_temperature=self.reveal_temperature)
@@ -183,6 +187,10 @@ class SamplingParams:
             SettingsError: an option is set that the chosen decoding does not use, or one is missing.
         """
         decoding = self.decoding or checkpoint.get("decoding") or default_decoding
+        if decoding not in USED_BY:
+            raise SettingsError(
+                f"The checkpoint's own default decoding `{decoding}` does not exist. {nearest(str(decoding), USED_BY)}"
+            )
         used = USED_BY[decoding]
         for field in dataclasses.fields(self):
             if field.name not in COMMON and field.name not in used and getattr(self, field.name) not in (None, ()):

@@ -219,6 +219,7 @@ def _with_blocks(params: SamplingParams) -> SamplingParams:
     is_true(
         params.denoising_steps is None
         or params.unmasking == "ancestral"
+        or params.reveal_schedule == "dream"
         or params.denoising_steps <= places
         or bool(params.infill_length),
         f"denoising_steps must be at most the places of a block ({places}), got {params.denoising_steps}: each step "

@@ -14,12 +14,14 @@ _UNMASKING = (
     "confidence_threshold",
     "dynamic_fallback",
     "factor",
+    "factor_rule",
     "entropy_bound",
     "entropy_rule",
     "cache",
 )
 _CANVAS = (
     *_UNMASKING,
+    "filter_order",
     "canvas_mode",
     "reveal_temperature",
     "remask",
@@ -53,6 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "canvas": {
         "top_k": 0,
         "top_p": 1.0,
+        "filter_order": "top_k_first",
         "confidence": "untempered",
         "reveal_schedule": "linear",
         "reveal_temperature": 0.0,
@@ -69,6 +72,7 @@ DYNAMIC = ("threshold", "factor", "entropy_bound")
 POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "confidence_threshold": {"threshold": None, "low_confidence_dynamic": 0.85},
     "factor": {"factor": None},
+    "factor_rule": {"factor": "paper"},
     "dynamic_fallback": {"low_confidence_dynamic": "topk"},
     "entropy_bound": {"entropy_bound": 0.35},
     "entropy_rule": {"entropy_bound": "paper"},

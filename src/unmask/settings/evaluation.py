@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from unmask.settings.checks import at_least, is_true
+from unmask.settings.checks import at_least, at_most, is_true
+from unmask.settings.limits import MOST_MASKS, MOST_ROWS, MOST_SAMPLES, MOST_VERSIONS
 from unmask.settings.typed import settings
 
 Likelihood = Literal["elbo", "chain_rule"]
@@ -27,6 +28,13 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         at_least(2, masks_per_sequence=self.masks_per_sequence)
         at_least(1, max_rows=self.max_rows, batch_size=self.batch_size)
+        at_most(MOST_MASKS, masks_per_sequence=self.masks_per_sequence)
+        at_most(MOST_ROWS, batch_size=self.batch_size)
+        is_true(
+            self.masks_per_sequence * self.batch_size <= MOST_VERSIONS,
+            f"batch_size rows with masks_per_sequence versions each are at most {MOST_VERSIONS:,}, got "
+            f"{self.batch_size:,} and {self.masks_per_sequence:,}. Lower one of them.",
+        )
 
 
 @settings
@@ -52,6 +60,9 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         at_least(1, mc_num=self.mc_num, mc_batch=self.mc_batch, batch_size=self.batch_size)
+        at_most(MOST_MASKS, mc_num=self.mc_num, mc_batch=self.mc_batch)
+        at_most(MOST_ROWS, batch_size=self.batch_size)
+        at_most(1000, cfg_scale=self.cfg_scale)
         at_least(2, max_length=self.max_length)
         at_least(0, cfg_scale=self.cfg_scale)
         is_true(
@@ -85,3 +96,5 @@ class TaskSettings:
     def __post_init__(self) -> None:
         at_least(0, num_fewshot=self.num_fewshot, bootstrap_iters=self.bootstrap_iters)
         at_least(1, limit=self.limit, seeds=self.seeds)
+        at_most(MOST_SAMPLES, num_fewshot=self.num_fewshot, seeds=self.seeds)
+        at_most(1_000_000, bootstrap_iters=self.bootstrap_iters)

@@ -184,7 +184,7 @@ def _literal(name: str, allowed: tuple[Any, ...], value: Any, words: str) -> str
 def _integer(name: str, value: Any, words: str) -> int:
     try:
         whole = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
+    except (RuntimeError, TypeError):
         whole = None
     if whole is None:
         raise _misfit(name, words, value)
