@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unmask.settings.checks import at_least, in_range
+from unmask.settings.checks import at_least, at_most, in_range
+
+_MOST_THREADS = 1024
+"""PyTorch ends the process where there are far more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class ComparisonSettings:
     def __post_init__(self) -> None:
         at_least(1, max_batches=self.max_batches, batch_size=self.batch_size, prompt_words=self.prompt_words)
         at_least(1, new_tokens=self.new_tokens, threads=self.threads)
+        at_most(_MOST_THREADS, threads=self.threads)
         at_least(2, masks_per_sequence=self.masks_per_sequence, context_length=self.context_length)
         at_least(0, chain_rule_bytes=self.chain_rule_bytes, texts=self.texts, temperature=self.temperature)
         in_range(0.5, 0.999, confidence=self.confidence)
