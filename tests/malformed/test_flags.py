@@ -219,8 +219,6 @@ TOGETHER = [
     _case("evaluate tiny --tasks x --output o.json --samples o.json", "--output and --samples name one file"),
     _case("compare tiny", "A comparison needs two runs or models, got tiny"),
     _case("compare tiny tiny", "Each model is compared once"),
-    _case("compare tiny ar --output-dir x", "--output-dir: only with --save"),
-    _case("compare tiny ar --output-name x", "--output-name: only with --save"),
     _case("compare tiny ar --text-field x", "--text-field: only with --data"),
     _case("compare tiny ar --limit 3", "belongs to --tasks, which is not given"),
     _case("compare tiny ar --include-path x", "--include-path: only with --tasks"),
@@ -303,3 +301,13 @@ def test_help_is_quick_and_shows_commands_that_begin_with_the_verb(
         assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"  unmask {verb}" in out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize("flag", ["--output-dir", "--output-name"])
+def test_a_place_without_save_is_noted(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """TDLM's scripts give it so, and lose nothing."""
+    from unmask.cli import compare_options
+    from unmask.settings.comparison import ComparisonSettings
+
+    compare_options.check_together(compare_options.options().parse_args(["a", "b", flag, "x"]), ComparisonSettings())
+    assert capsys.readouterr().err == f"note: {flag}: nothing is written without --save\n"
