@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unmask.cli.options import parser, quiet_libraries
 from unmask.cli.output import note, show
 from unmask.destinations import check_folder
-from unmask.errors import SettingsError, require
+from unmask.errors import PromptError, SettingsError, require
 
 if TYPE_CHECKING:
     from unmask.analysis.attention_maps import AttentionMap
@@ -42,6 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         raise SettingsError(f"--block-length must be at least 1, got {parsed.block_length}.")
     if parsed.rule_only and (parsed.head or parsed.layers):
         raise SettingsError("--head and --layers choose weights, and --rule-only leaves them out. Leave one out.")
+    if not parsed.text:
+        raise PromptError("--text is empty: there is nothing to look at. Give a sentence.")
     check_folder(parsed.output_dir, "--output-dir")
     require("matplotlib", extra="plots", purpose="A picture of attention")
     quiet_libraries()
@@ -52,8 +54,15 @@ def run(arguments: Sequence[str]) -> int:
     lm = DiffusionLM.from_pretrained(parsed.model)
     entry = lm.backbone.diffusion
     ids = lm.codec.encode_all([parsed.text])[0]
+    if len(ids) > lm.backbone.context_length:
+        raise PromptError(
+            f"--text has {len(ids)} tokens, and the model has {lm.backbone.context_length} positions. Shorten it."
+        )
     names = [parsed.layout] if parsed.layout else layouts(entry)
-    layers = _layers(parsed.layers, int(lm.backbone.network.config.num_hidden_layers))
+    config = lm.backbone.network.config
+    layers = _layers(parsed.layers, int(config.num_hidden_layers))
+    if parsed.head is not None:
+        _head(parsed.head, (int(config.num_hidden_layers), int(config.num_attention_heads)))
     drawn = 0
     for name in names:
         try:

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from unmask.cli.options import Parser, add_placement, add_settings, parser, refuse_without
+from unmask.cli.output import note
 from unmask.errors import SettingsError
 from unmask.settings.comparison import ComparisonSettings
 from unmask.settings.evaluation import AnswerSettings, TaskSettings
@@ -29,14 +30,15 @@ _TEXT_HELP = {
 
 
 def check_together(parsed: argparse.Namespace, chosen: ComparisonSettings) -> None:
-    """Refuse options that do nothing without others.
+    """Refuse options that do nothing without others; where TDLM has the same command, a note says so.
 
     Raises:
         SettingsError: there are such options.
     """
     given = {f"--{name.replace('_', '-')}" for name, value in vars(parsed).items() if value not in (None, [])}
-    if not parsed.save:
-        refuse_without(given & {"--output-dir", "--output-name"}, "--save", "which writes files")
+    unused = given & {"--output-dir", "--output-name"}
+    if unused and not parsed.save:
+        note(f"note: {' and '.join(sorted(unused))}: nothing is written without --save")
     if "data" not in parsed:
         text = given & {f"--{name}" for name in _TEXT_HELP}
         refuse_without(text, "--data", "whose text they are about; runs read what they hold out as in training")

@@ -112,7 +112,7 @@ def _check_options(to: str, dtype: str, size: str) -> None:
             raise SettingsError(
                 f"{option} must be one of {', '.join(allowed)}, got `{value}`. {nearest(value, allowed)}"
             )
-    if re.fullmatch(r"\d+(\.\d+)?[KMGT]B", size) is None:
+    if re.fullmatch(r"\d+(\.\d+)?[KMGT]B", size, re.ASCII) is None or not float(size[:-2]):
         raise SettingsError(f"--max-shard-size must be a number with a unit (5GB, 500MB), got `{size}`.")
 
 

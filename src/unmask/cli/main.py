@@ -109,9 +109,10 @@ def entry() -> None:
 
 def _let_go(stream: TextIO | None) -> None:
     """Keep what cannot be written from failing once more, with a traceback, when Python ends."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging as stdlib_logging
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -124,7 +125,20 @@ def add_sampling(target: Parser, title: str = "sampling", *, skip: Collection[st
 def sampling(parsed: argparse.Namespace) -> SamplingParams:
     """The sampling parameters that the parsed options describe, whoever's names they bear."""
     given = {name: value for name, value in vars(parsed).items() if name in sampling_names()}
+    if "steps" in given:  # which is shared out over the blocks, so these must be numbers before they are settings
+        for name in ("steps", "max_new_tokens", "gen_length", "block_length"):
+            _check_count(name, given.get(name))
+    for name in ("use_cache", "dual_cache"):
+        if given.get(name, "true").lower() not in ("true", "false"):
+            raise SettingsError(f"{name} must be true or false, got {given[name][:80]!r}.")
+    if "eps" in given and not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", given["eps"], re.ASCII | re.IGNORECASE):
+        raise SettingsError(f"eps must be a number, got {given['eps'][:80]!r}.")
     return config.from_tree(SamplingParams, aliases.translated(given))
+
+
+def _check_count(name: str, value: str | None) -> None:
+    if value is not None and (not value.isdecimal() or len(value) > 18 or int(value) < 1):
+        raise SettingsError(f"{name} must be an integer from 1 on, got {value[:80]!r}.")
 
 
 def sampling_names() -> set[str]:

@@ -58,13 +58,13 @@ def _stdin() -> str:
 def _content(file: str) -> str:
     try:
         path = Path(file).expanduser()
-        if path.is_dir():
-            raise PromptError(f"The prompt file {file} is a folder. Name a file with one prompt per line.")
         with path.open("rb") as stream:  # also of a pipe, which has no size
             content = stream.read(LARGEST_FILE + 1)
+    except IsADirectoryError:
+        raise PromptError(f"The prompt file {file} is a folder. Name a file with one prompt per line.") from None
     except FileNotFoundError:
         raise PromptError(f"There is no prompt file {file} (in {Path.cwd()}).") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~nobody
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody; ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PromptError(f"The prompt file {file[:80]} cannot be read: {reason}.") from None
     if len(content) > LARGEST_FILE:

@@ -6,6 +6,9 @@ from unmask.settings.checks import at_least, at_most, in_range
 from unmask.settings.limits import MOST_ROWS
 from unmask.settings.typed import settings
 
+_MOST_THREADS = 1024
+"""PyTorch ends the process where there are far more."""
+
 
 @settings
 class ComparisonSettings:
@@ -40,7 +43,7 @@ class ComparisonSettings:
         at_least(1, max_batches=self.max_batches, batch_size=self.batch_size, prompt_words=self.prompt_words)
         at_least(1, new_tokens=self.new_tokens, threads=self.threads)
         at_most(MOST_ROWS, batch_size=self.batch_size, masks_per_sequence=self.masks_per_sequence)
-        at_most(1024, threads=self.threads)
+        at_most(_MOST_THREADS, threads=self.threads)
         at_least(2, masks_per_sequence=self.masks_per_sequence, context_length=self.context_length)
         at_least(0, chain_rule_bytes=self.chain_rule_bytes, texts=self.texts, temperature=self.temperature)
         in_range(0.5, 0.999, confidence=self.confidence)
