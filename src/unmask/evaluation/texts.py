@@ -32,8 +32,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = F
 
 def ids_and_stops(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """The same ids, and the character of the text where each one stops."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
-    encoded = tokenizer(_readable(text), verbose=False, **options)
+    encoded = tokenizer(
+        _readable(text),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     return cast("list[int]", encoded["input_ids"]), [stop for _, stop in offsets]
 
@@ -111,7 +116,7 @@ def changed(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -
     return text.strip()[begin : at + 20], back.strip()[begin : at + 20]
 
 
-def _as_ids(text: object) -> list[int]:
+def _as_ids(text: Sequence[int]) -> list[int]:
     """A text that is given as token ids."""
     is_list = isinstance(text, Sequence) and not isinstance(text, bytes | bytearray)
     if not is_list or not all(isinstance(one, int) and not isinstance(one, bool) for one in text):
