@@ -21,7 +21,7 @@ from unmask.decoding.blocks import BlockRun
 from unmask.decoding.canvas import CanvasRun
 from unmask.decoding.jobs import Job, for_gaps, grouped
 from unmask.decoding.step import Generated, Row, Run, Step, StopRule
-from unmask.decoding.streaming import Streamer, feed
+from unmask.decoding.streaming import Streamer, feed, with_texts
 from unmask.decoding.tidar import TidarRun
 from unmask.errors import PromptError, SettingsError
 from unmask.evaluation.likelihood import is_bound, row_nats
@@ -41,7 +41,6 @@ from unmask.models.arguments import (
     texts_of,
 )
 from unmask.models.backbone import AttentionBackend, Backbone
-from unmask.models.continuations import MASK_GLYPH, Continuation
 from unmask.models.folders import written_model
 from unmask.models.loading import Checkpoint
 from unmask.models.placement import device_of
@@ -259,7 +258,7 @@ class DiffusionLM:
         reader = None if self.tokenizer is None else self.codec.reader(ids)
         while not run.done:
             run.advance()
-            yield _told(run.observe(0), reader, one, is_final=run.done)
+            yield with_texts(run.observe(0), reader, one.stop, is_final=run.done)
 
     def score(
         self,
@@ -398,23 +397,4 @@ class DiffusionLM:
     def _infills(self, tokens: Sequence[int], job: Job) -> tuple[str, ...]:
         """The text of each gap, up to its end."""
         ends = {*job.params.stop_token_ids, *(() if job.params.ignore_eos else self.codec.end_ids())}
-        filled = iter(tokens)
-        whole = [next(filled) if token is None else token for token in job.row.template(0)]
-        starts = [place for place, token in enumerate(job.row.template(0)) if token is None]
-        found, done = [], 0
-        for length in job.params.infill_length:
-            start = starts[done]
-            done += length
-            gap = list(itertools.takewhile(lambda token: token not in ends, whole[start : start + length]))
-            found.append(self._text(whole[:start], gap, job.params))
-        return tuple(found)
-
-
-def _told(step: Step, reader: Continuation | None, params: SamplingParams, *, is_final: bool) -> Step:
-    """The step with its texts; ids without a tokenizer."""
-    if reader is None:
-        glyphs = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
-        return dataclasses.replace(step, text=" ".join(glyphs))
-    text, known = reader.drawn(step.canvas, params.stop, is_final=is_final), step.canvas[: step.settled]
-    settled = text if is_final else reader.settled(cast("Sequence[int]", known), params.stop)
-    return dataclasses.replace(step, text=text, settled_text=settled)
+        return tuple(self._text(before, gap, job.params) for before, gap in job.gaps(tokens, ends))

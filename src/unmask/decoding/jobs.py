@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from unmask.decoding.step import Row
@@ -23,6 +24,21 @@ class Job:
 
     def samples(self) -> list[Row]:
         return [dataclasses.replace(self.row, sample=sample) for sample in range(self.params.n)]
+
+    def gaps(self, tokens: Sequence[int], ends: Collection[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """Of each gap, all ids before it and those that filled it, up to the first of `ends`."""
+        filled = iter(tokens)
+        template = self.row.template(0)
+        whole = [next(filled) if token is None else token for token in template]
+        starts = [position for position, token in enumerate(template) if token is None]
+        done = 0
+        for length in self.params.infill_length:
+            start = starts[done]
+            done += length
+            yield (
+                whole[:start],
+                list(itertools.takewhile(lambda token: token not in ends, whole[start : start + length])),
+            )
 
 
 def for_gaps(params: SamplingParams, gaps: int) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""Streaming with the streamers of `transformers`: settled tokens as they come, drafts where a streamer takes them.
+"""Streaming: settled tokens and texts as they come, and drafts for streamers of `transformers` that take them.
 
 In: a run of one row. Out: calls of `put` with the prompt and then with the tokens that nothing can change any more, of
 `put_draft` with all that may still change (mask tokens where nothing is revealed), and of `end`.
@@ -6,14 +6,16 @@ In: a run of one row. Out: calls of `put` with the prompt and then with the toke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from unmask.decoding.step import Run, StopRule
+from unmask.decoding.step import Run, Step, StopRule
 from unmask.errors import SettingsError
+from unmask.models.continuations import MASK_GLYPH, Continuation
 
 
 class Streamer(Protocol):
@@ -64,3 +66,13 @@ def feed(streamer: Streamer, run: Run, prompt: Sequence[int], *, mask_token_id: 
             if ids:
                 put_draft(value=torch.tensor(ids))
     streamer.end()
+
+
+def with_texts(step: Step, reader: Continuation | None, stop: Sequence[str], *, is_final: bool) -> Step:
+    """A step with the texts of its canvas, up to a stop text; ids where there is no tokenizer to read them."""
+    if reader is None:
+        glyphs = (MASK_GLYPH if token is None else str(token) for token in step.canvas)
+        return dataclasses.replace(step, text=" ".join(glyphs))
+    text, known = reader.drawn(step.canvas, stop, is_final=is_final), step.canvas[: step.settled]
+    settled = text if is_final else reader.settled(cast("Sequence[int]", known), stop)
+    return dataclasses.replace(step, text=text, settled_text=settled)

@@ -32,8 +32,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = F
 
 def ids_and_stops(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """The same ids, and the character of the text where each one stops."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
-    encoded = tokenizer(_readable(text), verbose=False, **options)
+    encoded = tokenizer(
+        _readable(text),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     return cast("list[int]", encoded["input_ids"]), [stop for _, stop in offsets]
 
