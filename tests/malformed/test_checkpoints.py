@@ -27,6 +27,7 @@ from tests.malformed.checkpoint_folders import (
     removed,
     replaced,
 )
+from tests.models.published import tiny
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -413,6 +414,47 @@ ADAPTERS = [
 ]
 
 
+ADAPTERS += [
+    case(f"adapter {name} {value!r}", "adapter", edited(ADAPTER, **{name: value}), "adapter")
+    for name, value in (
+        ("bias", "x"),
+        ("bias", None),
+        ("alpha_pattern", 5),
+        ("megatron_config", {"a": 1}),
+        ("layer_replication", [1]),
+        ("init_lora_weights", [1]),
+        ("layers_to_transform", "x"),
+        ("exclude_modules", 1.5),
+    )
+]
+
+
+def published(name: str, message: str, **fields: Any) -> Case:
+    """A checkpoint in LLaDA's format, with keys of its config.json changed."""
+
+    def use(folder: Path) -> object:
+        config = tiny.llada()
+        return opened(tiny.write(folder / "m", config | fields, tiny.random_tensors(config)))
+
+    return Case(f"published: {name}", use, message)
+
+
+PUBLISHED = [
+    published("10^12 layers", "`num_hidden_layers: 1000000000000`", n_layers=10**12),
+    published("10^40 layers", "a number of more than 30 digits", n_layers=10**40),
+    published("no heads", "`num_attention_heads: 0`", n_heads=0),
+    published("negative width", "`hidden_size: -32`", d_model=-32),
+    published("width of text", "`hidden_size: '32'`", d_model="32"),
+    published("MLP of a list", "`intermediate_size: [48]`", mlp_hidden_size=[48]),
+    published("architectures a number", "must be a list", architectures=5),
+    published("type of weights a list", "`torch_dtype: ['x']`", torch_dtype=["x"]),
+    published("eos a text", "`eos_token_id: 'x'`", eos_token_id="x"),
+    published("mask of text", "mask token id m", mask_token_id="m"),
+    published("quantised", "quantised by gptq", quantization_config={"quant_method": "gptq"}),
+    published("rotary base of text", "contradicts itself", rope_theta="1e6"),
+]
+
+
 def adapter_on_itself(folder: Path) -> object:
     model = copied(folder, "adapter")
     edited(ADAPTER, base_model_name_or_path=str(model))(model)
@@ -476,6 +518,7 @@ TABLES = [
     PICKLED,
     TOKENIZERS,
     ADAPTERS,
+    PUBLISHED,
     NAMES,
 ]
 

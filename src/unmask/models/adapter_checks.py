@@ -11,6 +11,8 @@ from unmask.settings.adapter import Quantization
 from unmask.settings.model import Dtype
 
 _MOST_RANK = 2**14
+DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError)
+"""What PEFT raises on values of a wrong kind, and on kinds of adapters that need other packages."""
 
 
 def check_config(entry: Mapping[str, Any], path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.errors import CheckpointError, SettingsError, nearest, require
-from unmask.models.adapter_checks import check_config, check_facts
+from unmask.models.adapter_checks import DAMAGE, check_config, check_facts
 from unmask.models.files import fetched
 from unmask.models.headers import FACTS_FILE, WEIGHTS_FILE, counted, refuse_missing
 from unmask.models.json_files import is_plain_file, read_json
@@ -153,7 +153,7 @@ def find(name: str | Path) -> SavedAdapter | None:
     check_facts(facts, folder / FACTS_FILE)
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(path.parent))) if kind == "LORA" else None
-    except (TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     diffusion = None if saved is None else entry_of(saved, str(folder / FACTS_FILE))
     rows = None if diffusion is None or diffusion.mask_token_id is None else [diffusion.mask_token_id]
@@ -184,7 +184,7 @@ def restore(backbone: Backbone, saved: SavedAdapter) -> None:
     backbone.adapter = saved.config
     try:
         _inject(backbone, seed=0)
-    except ValueError as error:
+    except DAMAGE as error:
         raise CheckpointError(f"The adapter {saved.name} does not fit its base {saved.base}: {error}") from None
     _check_tensors({name: one.shape for name, one in tensors.items()}, _tensors(backbone), saved)
     from peft import set_peft_model_state_dict

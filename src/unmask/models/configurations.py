@@ -81,6 +81,21 @@ def check_stock(raw: Mapping[str, Any], folder: Path, source: str) -> None:
         )
 
 
+def check_kinds(raw: Mapping[str, Any], source: str) -> None:
+    """Refuse values that no format allows, of keys that every format has.
+
+    Raises:
+        CheckpointError: `architectures` is no list, or the type of the weights no type.
+    """
+    _listed(raw.get("architectures"), "architectures", source)
+    for name in ("dtype", "torch_dtype"):
+        if raw.get(name) is not None and raw[name] not in _DTYPES:
+            raise CheckpointError(
+                f"{source} has `{name}: {_shown(raw[name])}` in its config.json, which does not exist. "
+                f"{nearest(str(raw[name]), _DTYPES)}"
+            )
+
+
 def check_not_quantized(raw: Mapping[str, Any], source: str) -> None:
     """Refuse weights that were quantised.
 
@@ -162,7 +177,7 @@ def check_ids(said: Mapping[str, Any], file: str, source: str) -> None:
 
 
 def _check_names(said: Mapping[str, Any], source: str) -> None:
-    """Refuse an activation, a rotary scheme or a type of weights that does not exist."""
+    """Refuse an activation or a rotary scheme that does not exist."""
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -172,7 +187,6 @@ def _check_names(said: Mapping[str, Any], source: str) -> None:
     named = {
         "hidden_act": (said.get("hidden_act"), tuple(ACT2FN)),
         "rope_type": ((rotary or {}).get("rope_type", (rotary or {}).get("type")), ("default", *ROPE_INIT_FUNCTIONS)),
-        **{name: (said.get(name), _DTYPES) for name in ("dtype", "torch_dtype")},
     }
     for name, (value, allowed) in named.items():
         if value is not None and value not in allowed:

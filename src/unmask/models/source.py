@@ -16,7 +16,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from unmask.errors import CheckpointError, SettingsError
-from unmask.models.configurations import check_fits, check_ids, check_not_quantized, check_sizes, check_stock
+from unmask.models.configurations import (
+    check_fits,
+    check_ids,
+    check_kinds,
+    check_not_quantized,
+    check_sizes,
+    check_stock,
+)
 from unmask.models.families import FAMILIES, Family, family_of
 from unmask.models.files import CONFIG, GENERATION_CONFIG, TENSOR_TYPES, fetched, opened_tensors
 from unmask.models.headers import counted, weight_files
@@ -69,6 +76,7 @@ def read_source(name: str | Path) -> Source:
     if raw is None:
         raise CheckpointError(f"{name} holds no {CONFIG}. {_GIVE}")
     generation = read_json(folder, GENERATION_CONFIG) or {}
+    check_kinds(raw, str(name))
     check_not_quantized(raw, str(name))
     for file, said in ((CONFIG, raw), (GENERATION_CONFIG, generation)):
         check_ids(said, file, str(name))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 
 from unmask.errors import CheckpointError
+from unmask.models.configurations import check_sizes
 from unmask.models.families import FAMILIES
 from unmask.settings.model import DiffusionConfig, Method
 
@@ -125,6 +126,7 @@ class PublishedFormat:
             )
         try:
             said = self.complete(said)
+            check_sizes({ours: said[theirs] for theirs, ours in self.keys.items()}, source)
             config = FAMILIES[self.family].config(
                 **{ours: said[theirs] for theirs, ours in self.keys.items()},
                 rope_parameters={"rope_type": "default", "rope_theta": said["rope_theta"] + 0.0},
