@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from unmask.decoding.step import FinishReason
+from unmask.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,10 @@ class Score:
     tokens: int
     bytes: int
     is_bound: bool
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.log_likelihood):
+            raise NonFiniteError(
+                f"The log-likelihood of a text is {self.log_likelihood}: its weights are not finite, or the text "
+                "has a token that it never predicts. Check the checkpoint with `unmask info`, and the token ids."
+            )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import TextStreamer
 
@@ -13,7 +14,7 @@ from tests import tiny
 from tests.malformed.case import Case, check, parametrized
 from tests.test_lm import with_bytes
 from unmask import DiffusionLM, SamplingParams
-from unmask.errors import CheckpointError, PromptError, SettingsError
+from unmask.errors import CheckpointError, NonFiniteError, PromptError, SettingsError
 from unmask.models.placement import placed
 
 FEW = SamplingParams(max_new_tokens=2, ignore_eos=True)
@@ -256,6 +257,14 @@ DEVICES = [
 @parametrized([*PROMPTS, *SCORES, *FILLS, *IDS, *ARGUMENTS, *LOADING, *DEVICES])
 def test_arguments(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
+
+
+def test_a_likelihood_that_is_not_finite_is_an_error() -> None:
+    broken = with_bytes("autoregressive")
+    with torch.no_grad():
+        next(broken.backbone.network.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="log-likelihood of a text is nan"):
+        broken.score("a text")
 
 
 def test_types_have_the_names_of_recipes_and_of_torch(tmp_path: Path) -> None:
