@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -231,9 +233,10 @@ def test_dropped_tokens_are_out_of_sight_of_tokens_that_look_ahead(static: bool)
     assert difference(*hidden) < SAME
 
 
-def test_every_slot_of_dropped_tokens_is_marked_hidden() -> None:
+@pytest.mark.parametrize("layout", [attention.causal_step, attention.tidar_linear])
+def test_every_slot_of_dropped_tokens_is_marked_hidden(layout: Callable[[Tensor, int], Layout]) -> None:
     cache = new_cache(MODEL, 1, static=True, capacity=8)
-    extend(MODEL, random_ids(1, 3), attention.tidar_linear(cache.length_B, 3), cache)
+    extend(MODEL, random_ids(1, 3), layout(cache.length_B, 3), cache)
     cache.drop(2)
     keys = cache.begin(attention.causal_step(cache.length_B, 1))
     assert (keys.position[0] < HIDDEN).tolist() == [True, True, *[False] * 6]
