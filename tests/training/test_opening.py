@@ -216,10 +216,7 @@ def test_going_back_closes_the_branch_and_keeps_what_is_written_then(folder: Pat
     assert f"went back to step {step}: what the run had done after it lies in {branch} now" in capsys.readouterr().err
     kept = files_of(branch)
     assert {name: kept[name] for name in abandoned} == abandoned
-    assert [json.loads(line)["step"] > step for line in lines] == [
-        line in kept["metrics.jsonl"].decode().splitlines()
-        for line in lines  # type: ignore[union-attr]
-    ]
+    assert kept["metrics.jsonl"].decode().splitlines() == lines  # type: ignore[union-attr]
     assert json.loads(kept["branch.json"]) == {"after_step": step, "checkpoints": [8], "is_moved": True}
     # auto goes on from the new branch, whose steps are the same ones.
     train(changed(slower, steps=10), resume="auto")
@@ -266,7 +263,8 @@ def test_a_kill_while_a_branch_is_closed_is_made_up_for(
     assert [one.name for one in run.branches.glob("*")] == ["after-step-2"] * is_closed
     if is_closed:
         branch = RunFolder(run.branches / "after-step-2")
-        assert branch.saved_steps() == [3, 4] and branch.final.is_dir() and branch.metrics.is_file()
+        assert branch.saved_steps() == [3, 4] and branch.final.is_dir()
+        assert [step for step, _ in recipes.records(branch, "train/loss")] == [1, 2, 3, 4]
         assert set(run.root.rglob("final")) == {run.final, branch.final}
 
 

@@ -160,8 +160,8 @@ def _progress(entry: Any) -> Progress:
     """The record in a file. Raises ValueError, TypeError or KeyError with what is wrong with it."""
     if not isinstance(entry, dict):
         raise TypeError("it is no JSON object")
-    fields: dict[str, Any] = entry | {"window": tuple(entry["window"])}
-    progress = Progress(**fields)
+    values: dict[str, Any] = entry | {"window": tuple(entry["window"])}
+    progress = Progress(**values)
     for name in ("step", "tokens", "best_step"):
         value = getattr(progress, name)
         if not (_is_whole(value) and value >= 0) and not (name == "best_step" and value is None):

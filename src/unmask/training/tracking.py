@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from unmask.errors import CheckpointError
 from unmask.runs import RunFolder
@@ -69,7 +69,8 @@ def report_to_trackers(recipe: Recipe, run: RunFolder, accelerator: Accelerator,
     accelerator.init_trackers(settings.project, config=_flat(dataclasses.asdict(recipe)), init_kwargs=options)
     if accelerator.is_main_process:
         if "mlflow" in settings.report_to:
-            ids["mlflow"] = str(cast(Any, accelerator.get_tracker("mlflow", unwrap=True)).info.run_id)
+            started: Any = accelerator.get_tracker("mlflow", unwrap=True)
+            ids["mlflow"] = str(started.info.run_id)
         if ids:
             write_text(run.root / _IDS, json.dumps(known | ids, indent=2) + "\n")
 
