@@ -35,10 +35,10 @@ def run(arguments: Sequence[str]) -> int:
     check_new(out)
     quiet_libraries()
     from unmask.models import adapters, loading
-    from unmask.models.devices import dtype_named
+    from unmask.models.placement import dtype_of
     from unmask.runs import locate
 
-    dtype = dtype_named(parsed.dtype)
+    dtype = dtype_of(parsed.dtype)
     name = locate(parsed.adapter)
     saved = adapters.find(name)
     if saved is None:

@@ -86,10 +86,10 @@ def placement(parsed: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SettingsError: they are not.
     """
-    from unmask.models.devices import device_named, dtype_named
+    from unmask.models.placement import device_of, dtype_of
 
-    device = None if parsed.device is None else device_named(parsed.device)
-    return {"device": device, "dtype": dtype_named(parsed.dtype)}
+    device = None if parsed.device is None else device_of(parsed.device)
+    return {"device": device, "dtype": dtype_of(parsed.dtype)}
 
 
 def refuse_without(given: Collection[str], needed: str, reason: str) -> None:

@@ -26,6 +26,8 @@ _DTYPES = {
     "fp64": torch.float64,
     "double": torch.float64,
 }
+_OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
+"""What devices are called elsewhere."""
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _OFFLOAD = "disk"
 
@@ -58,12 +60,13 @@ def device_of(value: object) -> torch.device:
     """
     found = _parsed(value)
     if found is None or found.type == "meta" or (found.index or 0) < 0:
-        name = value if isinstance(value, str) else None
-        raise SettingsError(f"device must be {_devices()}, got {shown(value)}." + _hint(name, ["cpu", "cuda", "mps"]))
-    if found.type != "cpu":
-        own = torch.accelerator.current_accelerator(check_available=True)
-        if own is None or own.type != found.type or (found.index or 0) >= torch.accelerator.device_count():
-            raise SettingsError(f"This machine has no device `{found}`. Use {_devices()}.")
+        why = ", which holds shapes and no values" if found is not None and found.type == "meta" else ""
+        raise SettingsError(f"device must be {_devices()}, got {shown(value)}{why}.{_device_hint(value)}")
+    own = torch.accelerator.current_accelerator(check_available=True)
+    here = {"cpu": 1} if own is None else {"cpu": 1, own.type: torch.accelerator.device_count()}
+    if (found.index or 0) >= here.get(found.type, 0):
+        reason = f"{found.type} has {here[found.type]} here" if found.type in here else _reason(found.type)
+        raise SettingsError(f"This machine has no device `{found}`: {reason}. Use {_devices()}.")
     return found
 
 
@@ -107,6 +110,25 @@ def _devices() -> str:
     if own is None:
         return "cpu, the only device of this machine"
     return " or ".join(["cpu", *(f"{own.type}:{index}" for index in range(torch.accelerator.device_count()))])
+
+
+def _device_hint(value: object) -> str:
+    """What a name that is no device's may have meant."""
+    if not isinstance(value, str):
+        return ""
+    kind = value.partition(":")[0].lower()
+    if kind in _OTHER_NAMES:
+        return f" Did you mean `{_OTHER_NAMES[kind]}`?"
+    return _hint(value, ["cpu", "cuda", "mps"])
+
+
+def _reason(kind: str) -> str:
+    """Why this machine has no device of a kind."""
+    if kind == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return "this PyTorch was built without CUDA"
+    if kind == "cuda":
+        return "no CUDA device is visible (see `nvidia-smi` and CUDA_VISIBLE_DEVICES)"
+    return "this machine, or this PyTorch, has none"
 
 
 def _hint(name: str | None, names: list[str] | tuple[str, ...]) -> str:
