@@ -256,13 +256,18 @@ def test_a_terminal_gets_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert text.splitlines()[0].split() == ["run", "method", "parameters", "steps", "bits/byte", "status"]
 
 
-def test_the_commands_of_the_page_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     text = (root / "docs" / "experiments.md").read_text(encoding="utf-8")
     found = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^unmask train .+", text, re.MULTILINE)]
-    assert len(found) == 6
-    assert all(main([*words, "--print-config"]) == 0 for words in found)
+    assert len(found) == 10
+    of_runs = [words for words in found if any(word.startswith("runs/") for word in words)]
+    assert all(main([*words, "--print-config"]) == 0 for words in found if words not in of_runs)
+    monkeypatch.chdir(tmp_path)
+    RunFolder(Path("runs/NAME")).root.mkdir(parents=True)
+    RunFolder(Path("runs/NAME")).config.write_text(config.to_yaml(recipes.recipe(tmp_path)))
+    assert len(of_runs) == 4 and all(main([*words, "--print-config"]) == 0 for words in of_runs)
 
 
 def test_nothing_to_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
