@@ -33,6 +33,8 @@ def check_start(recipe: Recipe) -> None:
         SettingsError: something does not go together, or is missing here.
         CheckpointError: there is no such checkpoint to start from.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process looks for all: it may still be writing the checkpoint that this run starts from
     check_folder(Path(recipe.output_dir) / recipe.name, "output_dir with name")
     if recipe.data.cache_dir:
         check_folder(recipe.data.cache_dir, "data.cache_dir")
@@ -54,7 +56,7 @@ def check_start(recipe: Recipe) -> None:
         f"data.context_length must be at most the model's {positions} positions, got "
         f"{recipe.data.context_length}. Lower it, or raise model.max_position_embeddings of a new model.",
     )
-    if "wandb" in recipe.training.report_to and os.environ.get("RANK", "0") == "0":
+    if "wandb" in recipe.training.report_to:
         _check_wandb()
 
 
@@ -69,9 +71,10 @@ def check_end(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Non
     params = lm.resolved(recipe.sampling)
     context = checkpoint.backbone.context_length
     prompts = sample_prompts(recipe, lm, text)
-    longest = max((len(ids) for ids in lm.codec.encode_all(prompts)), default=0) if prompts != [] else 0
+    # Where no prompt of a conversation leaves room, the page of samples says so and the run ends well.
+    longest = 0 if prompts == [] else max(map(len, lm.codec.encode_all(prompts)))
     is_true(
-        longest + params.max_new_tokens <= context,
+        prompts == [] or longest + params.max_new_tokens <= context,
         f"sampling.max_new_tokens must leave room for a prompt of {longest} tokens in the model's {context} positions, "
         f"got {params.max_new_tokens}. Lower it: the samples at the end of the run could not be made.",
     )
