@@ -85,8 +85,8 @@ COMMANDS = [
     ("block_diffusion", ["--block-length", "1000000000"], "block_length must be at most the model's context (128)"),
     ("masked_diffusion", ["--n", "10000000"], "n must be at most 65,536"),
     ("masked_diffusion", ["--denoising-steps", "1000000000000"], "denoising_steps must be at most 65,536"),
-    ("masked_diffusion", ["--temperature", ".inf"], "temperature must be a finite number"),
-    ("masked_diffusion", ["--seed", "9223372036854775808"], "seed must be an integer of 64 bits"),
+    ("masked_diffusion", ["--temperature", "inf"], "`temperature` must be a number"),
+    ("masked_diffusion", ["--seed", "9223372036854775808"], "`seed` must be an integer of at most 64 bits"),
     ("masked_diffusion", ["--dtype", "fp8"], "dtype must be auto"),
     ("masked_diffusion", ["--device", "gpu"], "device must be cpu"),
 ]

@@ -234,7 +234,7 @@ DEVICES = [
     of_folder("a type of integers by name", "dtype must be auto", dtype="int8"),
     of_folder("None for a type", "dtype must be auto", dtype=None),
     of_folder("a number for a type", "dtype must be auto", dtype=16),
-    of_folder("a device that is none", "Did you mean `cpu`", device="gpu"),
+    of_folder("a device that is none", "Did you mean `cuda`", device="gpu"),
     of_folder("a device without a name", "device must be cpu", device=""),
     of_folder("a device below 0", "device must be cpu", device=-1),
     of_folder("a bool for a device", "device must be cpu", device=True),
@@ -263,7 +263,7 @@ def test_a_likelihood_that_is_not_finite_is_an_error() -> None:
     broken = with_bytes("autoregressive")
     with torch.no_grad():
         next(broken.backbone.network.parameters()).fill_(torch.nan)
-    with pytest.raises(NonFiniteError, match="log-likelihood of a text is nan"):
+    with pytest.raises(NonFiniteError, match="likelihood of row 0 of a batch is nan"):
         broken.score("a text")
 
 
