@@ -67,8 +67,11 @@ def test_row_losses_equal_the_losses_that_are_trained() -> None:
     assert float(trained.sum_T) == pytest.approx(float((scored * made.weight_R).sum()), rel=1e-6)
 
 
-def test_an_example_without_supervised_rows_gives_zero_and_reaches_every_parameter() -> None:
+@pytest.mark.parametrize("mask_token_id", [23, 0])
+def test_an_example_without_supervised_rows_gives_zero_and_reaches_every_parameter(mask_token_id: int) -> None:
+    """Also where the first id, at -inf, is none that the phantom row could predict."""
     model = tiny.backbone("masked_diffusion")
+    model.configure(dataclasses.replace(model.diffusion, mask_token_id=mask_token_id))
     made = example_of(model, "masked_diffusion")
     none = {
         name: getattr(made, name)[:0]
