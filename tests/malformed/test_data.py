@@ -148,7 +148,12 @@ def flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 FILES: dict[str, tuple[str, bytes | str, str]] = {
+    **{
+        f"a Git-LFS pointer named {ending}": (f"x{ending}", POINTER, f"x{ending} is a Git-LFS pointer")
+        for ending in (".jsonl", ".json", ".txt", ".csv", ".txt.gz", ".jsonl.zst", ".parquet")
+    },
     "a gz file that is cut": ("x.jsonl.gz", PACKED[: len(PACKED) // 2], "Is it complete?"),
     "a gz file without its end": ("x.jsonl.gz", PACKED[:-4], "Compressed file ended before the end-of-stream marker"),
     "damaged deflate data": ("x.jsonl.gz", flipped(PACKED, 40), "x.jsonl.gz cannot be read after line"),

@@ -30,6 +30,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _SAMPLE = 4096
+_POINTER = b"version https://git-lfs"
 
 
 class DamagedFileError(DataError):
@@ -101,9 +102,10 @@ def opened(source: str, settings: DataSettings) -> Iterator[tuple[io.BufferedRea
     """The bytes of a file, unpacked, after its byte-order mark; and the encoding of its text.
 
     Raises:
-        DamagedFileError: it unpacks to more than it may, or holds UTF-16 without a mark.
+        DamagedFileError: it unpacks to more than it may, holds UTF-16 without a mark, or was not fetched.
         MissingExtraError: it is packed by zstd, which needs an extra.
     """
+    check_fetched(source)
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(_stream(source, settings))
         head = stream.peek(_SAMPLE)[:_SAMPLE]
@@ -115,6 +117,20 @@ def opened(source: str, settings: DataSettings) -> Iterator[tuple[io.BufferedRea
             )
         stream.read(len(mark))
         yield stream, encoding
+
+
+def check_fetched(source: str) -> None:
+    """Refuse what Git leaves in the place of a large file.
+
+    Raises:
+        DamagedFileError: the file is such a pointer.
+    """
+    with open(source, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DamagedFileError(
+                f"{source} is a Git-LFS pointer, not the file that it stands for. Fetch it: git lfs pull, in "
+                f"{Path(source).parent}"
+            )
 
 
 def _stream(source: str, settings: DataSettings) -> io.BufferedReader:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from unmask.data.opening import DamagedFileError, base_name, check_growth, lines, opened, reading
+from unmask.data.opening import DamagedFileError, base_name, check_fetched, check_growth, lines, opened, reading
 from unmask.errors import DataError, require
 from unmask.settings.data import DataSettings
 
@@ -175,6 +175,7 @@ def _parquet_rows(source: str, reader: Reader, start: int) -> Iterator[tuple[int
 
     number = 0
     try:
+        check_fetched(source)
         with parquet.ParquetFile(source) as file:
             columns = wanted(file.schema_arrow.names, reader, source)
             check_growth(source, _unpacked_bytes(file.metadata, columns), reader.settings)
