@@ -35,7 +35,7 @@ def check_start(recipe: Recipe) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return  # the first process looks for all: it may still be writing the checkpoint that this run starts from
-    check_folder(Path(recipe.output_dir) / recipe.name, "output_dir with name")
+    check_folder(Path(recipe.output_dir) / recipe.name, "The run folder")
     if recipe.data.cache_dir:
         check_folder(recipe.data.cache_dir, "data.cache_dir")
     is_true(
