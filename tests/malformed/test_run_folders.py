@@ -173,6 +173,17 @@ PROGRESSES = [
 ]
 
 
+SPLITS = [
+    _damaged("split.json is cut", "split.json", "{", "split.json is damaged"),
+    _damaged("split.json is empty", "split.json", "", "split.json is damaged"),
+    _damaged("split.json is bytes", "split.json", b"\xff\xfe", "split.json is damaged"),
+    _damaged("split.json is a list", "split.json", "[]", "it is no JSON object"),
+    _damaged("split.json holds nothing", "split.json", "{}", "so it is not known what the run holds out"),
+    _damaged("split.json is nested deeply", "split.json", "[" * 100_000, "split.json is damaged"),
+    _damaged("split.json is a folder", "split.json/x", "", "split.json must be a file"),
+]
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 STEP = "checkpoints/step-4"
@@ -434,7 +445,7 @@ ARGUMENTS = [
     ),
 ]
 
-COMMANDS = [*CONFIGS, *PROGRESSES, *CHECKPOINTS, *PLACES, *NEW_PLACES, *ARGUMENTS]
+COMMANDS = [*CONFIGS, *PROGRESSES, *SPLITS, *CHECKPOINTS, *PLACES, *NEW_PLACES, *ARGUMENTS]
 
 
 @parametrized(COMMANDS)
