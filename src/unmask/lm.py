@@ -31,6 +31,7 @@ from unmask.models.arguments import (
     check_count,
     check_layout,
     check_streamer,
+    folder_path,
     id_rows,
     instance,
     model_name,
@@ -130,7 +131,6 @@ class DiffusionLM:
 
         With `objective` the checkpoint is made ready for a method, as training does: it gets a mask token and a block
         length if the method needs them. `settings.port_aliases.from_port` makes one from the first TiDAR port's words.
-        `optimize_for_inference` makes the model faster on a CPU.
         """
         if objective is not None:
             instance("objective", ObjectiveSettings, objective)
@@ -164,7 +164,7 @@ class DiffusionLM:
         Raises:
             CheckpointError: the folder is a file, or holds a model that Unmask did not write.
         """
-        with written_model(Path(folder)) as partial:
+        with written_model(folder_path(folder)) as partial:
             loading.save(self.checkpoint, partial)
 
     def to(self, device: torch.device | str) -> DiffusionLM:

@@ -153,7 +153,9 @@ def locate(run_or_model: str | Path) -> str:
     if text.startswith((".", "/", "~", "runs/")) or text.count("/") != 1:
         there = path.parent if path.parent.is_dir() else Path(".")
         found = ", ".join(sorted(one.name for one in there.iterdir() if one.is_dir())[:12])
-        raise CheckpointError(f"There is no folder {text}. Folders in {there}: {found or 'none'}.")
+        raise CheckpointError(
+            f"There is no folder {text if text.isprintable() else ascii(text)}. Folders in {there}: {found or 'none'}."
+        )
     return text
 
 

@@ -21,6 +21,7 @@ FEW = SamplingParams(max_new_tokens=2, ignore_eos=True)
 GAP = SamplingParams(infill_length=2)
 MESSAGE = {"role": "user", "content": "hi"}
 model: Any = functools.cache(lambda: with_bytes("masked_diffusion"))
+without: Any = functools.cache(lambda: DiffusionLM(tiny.checkpoint("masked_diffusion")))
 
 
 class Silent:
@@ -124,6 +125,13 @@ SCORES = [
     scored("longer than the context", lambda: "x" * 500, "between 1 and 128 tokens, got 501"),
     Case("score: settings as a mapping", lambda _: model().score("a", {"seed": 1}),
          "settings must be EvaluationSettings, got a mapping", SettingsError),
+    Case("score: no ids", lambda _: [score.tokens for score in model().score([[], [5]])], value=[0, 1]),
+    Case("score: no ids and no BOS", lambda _: without().score([[3], []]), "Text 1 is empty", PromptError),
+    Case("saving: None", lambda _: model().save_pretrained(None), "folder must be text, got None", SettingsError),
+    Case("saving: bytes", lambda _: model().save_pretrained(b"x"), "folder must be text, got b'x'", SettingsError),
+    Case("saving: a NUL", lambda _: model().save_pretrained("a\0b"), "folder must be a folder's path", SettingsError),
+    Case("saving: no name", lambda _: model().save_pretrained(""), "folder must be a folder's path", SettingsError),
+    Case("saving: a long name", lambda _: model().save_pretrained("x" * 300), "folder must be", SettingsError),
     Case("score: an array of ids", lambda _: model().score(np.array([1, 2])) == model().score([1, 2]), value=True),
     Case("score: text and ids", lambda _: len(model().score(["a", [1, 2]])), value=2),
 ]  # fmt: skip
@@ -250,7 +258,7 @@ DEVICES = [
     of_folder("attention unknown", "Did you mean `flex`", attention_backend="fle"),
     of_folder("None for attention", "attention_backend must be one of dense, flex, got None", attention_backend=None),
     Case("loading: a map of one device", lambda _: placed(None, "cpu"), value=(None, {"": torch.device("cpu")})),
-    Case("loading: a map to the disk", lambda _: placed(None, {"a": "disk"}), value=(None, {"a": "disk"})),
+    Case("loading: a map to the disk", lambda _: placed(None, {"a": "disk"}), "cannot stay on the disk", SettingsError),
 ]
 
 

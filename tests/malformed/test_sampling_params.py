@@ -212,6 +212,8 @@ COMBINATIONS = [
         confidence_threshold=0.9,
         reveal_schedule="floor",
     ),
+    combined("a file of counts with a NUL", "cannot be read: embedded null", "canvas", reveal_schedule="\0.json"),
+    combined("a file of counts of nobody", "cannot be read: Could not", "canvas", reveal_schedule="~nouser/a.json"),
     combined("a missing file of counts", "There is no reveal schedule", "canvas", reveal_schedule="none.json"),
     combined("edits without a threshold", "edit_steps needs edit_threshold", "blocks", edit_steps=3),
     combined(

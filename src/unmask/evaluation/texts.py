@@ -140,11 +140,16 @@ def text_batch(codec: PromptCodec, texts: Sequence[str | Sequence[int]], *, or_e
             tokens = codec.checked(found) if found else []
             sizes.append(byte_lengths(text, stops).tolist())
         else:
-            tokens = codec.checked(text)
+            tokens = codec.checked(text) if text else []
             sizes.append([0] * len(tokens))
         ids.append(start + tokens)
+    if not all(ids):
+        raise PromptError(
+            f"Text {ids.index([])} is empty, and this model has no BOS to read before it, so nothing of it is scored. "
+            "Leave it out."
+        )
     longest = max(map(len, ids))
-    if longest > codec.backbone.context_length or min(map(len, ids)) == 0:
+    if longest > codec.backbone.context_length:
         raise PromptError(
             f"A text to score must have between 1 and {codec.backbone.context_length} tokens, got {longest}. "
             "Cut it into pieces."

@@ -8,6 +8,7 @@ nothing that is only iterable (a set, a generator, a mapping's keys) passes for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -171,9 +172,22 @@ def model_name(name: object) -> str:
     Raises:
         SettingsError: it could not.
     """
-    text = str(fitted("name", str, name))
-    if not text or "\0" in text or max(len(part.encode("utf-8", "replace")) for part in text.split("/")) > 255:
-        raise SettingsError(f"name must be a run folder, a model folder or a hub id, got {shown(text)}.")
+    return _path_text("name", name, "a run folder, a model folder or a hub id")
+
+
+def folder_path(folder: object) -> Path:
+    """A folder that a file system could hold.
+
+    Raises:
+        SettingsError: it could not.
+    """
+    return Path(_path_text("folder", folder, "a folder's path"))
+
+
+def _path_text(option: str, value: object, kind: str) -> str:
+    text = str(fitted(option, str, value))
+    if not text.strip() or "\0" in text or max(len(part.encode("utf-8", "replace")) for part in text.split("/")) > 255:
+        raise SettingsError(f"{option} must be {kind}, got {shown(text)}.")
     return text
 
 

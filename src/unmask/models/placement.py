@@ -29,7 +29,6 @@ _DTYPES = {
 _OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 """What devices are called elsewhere."""
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-_OFFLOAD = "disk"
 
 
 def dtype_of(value: object) -> torch.dtype | str:
@@ -83,7 +82,12 @@ def placed(device: object, device_map: object) -> tuple[torch.device | None, str
     if isinstance(device_map, str) and device_map in _MAPS:
         return None, device_map
     if isinstance(device_map, Mapping) and device_map and all(isinstance(name, str) for name in device_map):
-        return None, {name: where if where == _OFFLOAD else device_of(where) for name, where in device_map.items()}
+        if "disk" in device_map.values():
+            raise SettingsError(
+                f"device_map must name devices, got {shown(device_map)}: weights cannot stay on the disk here. Name a "
+                "device with enough memory, or load the model in another dtype."
+            )
+        return None, {name: device_of(where) for name, where in device_map.items()}
     if isinstance(device_map, str | torch.device) and _parsed(device_map) is not None:
         return None, {"": device_of(device_map)}
     name = device_map if isinstance(device_map, str) else None

@@ -18,7 +18,7 @@ DEFAULT_BLOCK_LENGTH = 4
 """Of a model that becomes a block-diffusion model, and of published SDAR checkpoints that do not say theirs."""
 DEFAULT_DRAFT_LENGTH = 8
 """Block length of a model that becomes a TiDAR model."""
-MOST_CHANNELS, MOST_LAYERS, MOST_HEADS, MOST_POSITIONS = 2**20, 10_000, 2**16, 2**31 - 1
+MOST_CHANNELS, MOST_LAYERS, MOST_HEADS, MOST_POSITIONS = 2**18, 1024, 2**14, 2**31 - 1
 """Sizes that no network reaches, so that a slip of the finger is found before memory is asked for."""
 
 
@@ -66,12 +66,16 @@ class ModelSettings:
         }
         at_least(1, num_hidden_layers=self.num_hidden_layers, **channels, **heads)
         at_least(2, head_dim=self.head_dim, max_position_embeddings=self.max_position_embeddings)
-        at_most(MOST_CHANNELS, head_dim=self.head_dim, **channels)
+        at_most(MOST_CHANNELS, **channels)
         at_most(MOST_LAYERS, num_hidden_layers=self.num_hidden_layers)
-        at_most(MOST_HEADS, **heads)
+        at_most(MOST_HEADS, head_dim=self.head_dim, **heads)
         at_most(MOST_POSITIONS, max_position_embeddings=self.max_position_embeddings)
         in_range(1, 1e12, rope_theta=self.rope_theta)
-        in_range(0, 10, initializer_range=self.initializer_range)
+        is_true(
+            0 < self.initializer_range <= 10,
+            f"initializer_range must lie above 0 and be at most 10, got {self.initializer_range}: weights that are all "
+            "zero learn nothing.",
+        )
         is_true(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_key_value_heads must divide num_attention_heads ({self.num_attention_heads}), "

@@ -86,7 +86,7 @@ def read(file: str) -> RevealFile:
         raise SettingsError(
             f"There is no reveal schedule {file}. Measure one: unmask analyze schedule MODEL --data FILE --save {file}"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SettingsError(f"The reveal schedule {file} cannot be read: {error}. It has the form {_FORM}.") from None
     places, counts = (found.get(name) for name in ("places", "counts")) if isinstance(found, dict) else (None, None)
     if not (_is_count(places) and isinstance(counts, dict) and all(_is_entry(*entry) for entry in counts.items())):
