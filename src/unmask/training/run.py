@@ -69,7 +69,8 @@ def train(
         SettingsError: the recipe changes what a resumed run keeps.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
-    requirements.check_start(recipe)
+    resumes = resume is not None and (resume != "auto" or bool(run.saved_steps()))
+    requirements.check_start(recipe, resumes=resumes)
     accelerator = start(recipe.training, run.root)
     with contextlib.ExitStack() as stack:
         opening = None
@@ -237,7 +238,7 @@ def _planned(recipe: Recipe, run: RunFolder, folder: Path, source: Path | None) 
     """The lines of a dry run whose tokens are kept in `folder`."""
     from unmask.objectives.methods import objective
 
-    requirements.check_start(recipe)
+    requirements.check_start(recipe, resumes=source is not None)
     text, checkpoint = _prepared(recipe, run, folder, source)
     requirements.check_end(recipe, checkpoint, text)
     yield from described(recipe, checkpoint, text)
