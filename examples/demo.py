@@ -35,6 +35,7 @@ from unmask.reports.replay import Frame, Replay, html_page, watch
 from unmask.reports.traces import frame
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
+from unmask.training import kept_split
 from unmask.training.preparation import TrainingText, prepare_text, prepare_tokenizer
 from unmask.writing import write_text
 
@@ -170,7 +171,10 @@ def _score(models: dict[str, DiffusionLM], recipes: dict[str, Recipe], run: RunF
     for name, lm in models.items():
         recipe = recipes[name]
         assert lm.tokenizer is not None
-        held_out = prepare_text(recipe, lm.tokenizer, Path(recipe.data.cache_dir or "")).held_out
+        own = kept_split.of_run(
+            RunFolder(Path(recipe.output_dir) / name), recipe.data, lm.tokenizer, purpose="evaluate"
+        )
+        held_out = prepare_text(recipe, lm.tokenizer, Path(recipe.data.cache_dir or ""), kept=own).held_out
         assert held_out is not None
         found = evaluate(lm.backbone, held_out, recipe.evaluation)
         total, _ = parameter_counts(lm.backbone.network)

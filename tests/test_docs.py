@@ -160,7 +160,7 @@ def test_no_command_and_no_python_is_left_out() -> None:
 
 def test_the_commands_for_contributors_are_in_the_makefile() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    block, *_ = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in commands(block):
         program, target = command.split()

@@ -1,7 +1,7 @@
 """Run folders: where each thing lies in one, how it is written, and what RUN_OR_MODEL means.
 
 runs/NAME/
-  config.yaml  environment.json  metrics.jsonl  status.json  text.json  trackers.json
+  config.yaml  environment.json  metrics.jsonl  status.json  text.json  split.json  trackers.json
   checkpoints/step-N/   best, latest (links to one of them)
   plots/  samples/  final/ (opens with from_pretrained)
   branches/after-step-N/   what came after step N before the run went back to it
@@ -51,6 +51,10 @@ class RunFolder:
     @property
     def status(self) -> Path:
         return self.root / "status.json"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -189,8 +193,14 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line; NaN, which JSON does not have, becomes null."""
-    plain = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
+    """Append one JSON object as a line; what is not finite, which JSON does not have, becomes null: not known.
+
+    A loss that is not finite stops a run before it is recorded. What remains is unknown (the error of a single mask) or
+    of a step that fp16 left out (its gradients overflowed), and no reader may rank or draw it.
+    """
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(plain, allow_nan=False) + "\n")
 

@@ -127,7 +127,8 @@ def test_info_is_a_table_or_one_json_object(folder: Path, capsys: pytest.Capture
         "40 ids in 40 rows, untied",
         "141.2 KiB in 2 files, float64",
         "full AdamW  282.5 KiB in fp32",
-        "canvas, temperature 0.0, top_p 1.0, canvas_mode fixed_length, unmasking low_confidence_static",
+        "canvas, temperature 0.0, top_p 1.0",
+        "canvas_mode fixed_length, unmasking low_confidence_static",
     ):
         assert text in table
     assert "PROBLEM" not in table

@@ -273,7 +273,7 @@ def test_the_commands_of_the_docs_that_need_no_network_run(model: str, monkeypat
     lines = [line for line in lines if "--include-path tests/evaluation/tasks" in line]
     assert len(lines) == 3
     for line in lines:
-        words = shlex.split(re.sub(r"--limit \d+", "--limit 1", line.replace("MODEL", model)))
+        words = shlex.split(re.sub(r"--limit \d+", "--limit 1", line.replace("runs/demo", model)))
         assert main(words[1:]) == 0
 
 

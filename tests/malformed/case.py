@@ -83,7 +83,8 @@ def check(case: Case | Command, folder: Path) -> None:
         else:
             with pytest.raises(case.error) as caught:
                 case.use(folder)
-            assert case.message in str(caught.value)
+            text = str(caught.value)
+            assert case.message in text, text
 
 
 def _check_command(case: Command, folder: Path) -> None:

@@ -477,8 +477,8 @@ NAMES = [
     hub("./gone"),
     hub("~nouser/x"),
     hub("\u00e4/\u00f6"),
-    hub("a/b\0"),
-    Case("an empty name", lambda folder: opened(""), "There is no model"),  # type: ignore[arg-type]
+    Case("a hub id with NUL", lambda folder: opened("a/b\0"), "name must be a run folder"),  # type: ignore[arg-type]
+    Case("an empty name", lambda folder: opened(""), "name must be a run folder"),  # type: ignore[arg-type]
     Case("an adapter on itself", adapter_on_itself, "is an adapter itself"),
     Case("an empty folder", lambda folder: opened(folder), "There is no model in"),
     Case("a file", lambda folder: opened(_file(folder)), "and a model is a folder"),

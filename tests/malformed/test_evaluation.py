@@ -66,7 +66,7 @@ TEXTS = [
     for case in (
         Case(f"{method}: an empty text", scored(method, ""), value=[(0, 0)]),
         Case(f"{method}: an empty text among others", scored(method, ["a", ""]), value=[(1, 1), (0, 0)]),
-        Case(f"{method}: no texts", scored(method, []), value=[]),
+        Case(f"{method}: no texts", scored(method, []), "There is no text to score", PromptError),
         Case(f"{method}: a NUL", scored(method, "\0"), value=[(1, 1)]),
         Case(f"{method}: special tokens only", scored(method, "<|eos|><|bos|>"), value=[(14, 14)]),
         Case(f"{method}: white space only", scored(method, " \n\t"), value=[(3, 3)]),
@@ -78,16 +78,19 @@ TEXTS = [
             PromptError,
         ),
         Case(f"{method}: ids beyond the context", scored(method, [[5] * 500]), "Cut it into pieces", PromptError),
-        Case(f"{method}: a lone surrogate", scored(method, "ab\ud83d"), r"('\ud83d') at character 2", PromptError),
+        Case(f"{method}: a lone surrogate", scored(method, "ab\ud83d"), "lone surrogate at character 2", PromptError),
         Case(f"{method}: an id that does not exist", scored(method, [[5, 999]]), "got 999", PromptError),
         Case(f"{method}: a negative id", scored(method, [[-1]]), "got -1", PromptError),
+        Case(f"{method}: fractional ids", scored(method, [[1.5]]), "whole numbers as token ids, got 1.5", PromptError),
         Case(
-            f"{method}: fractional ids", scored(method, [[1.5]]), "a str or a list of token ids, got list", PromptError
+            f"{method}: truth values as ids",
+            scored(method, [[True]]),
+            "whole numbers as token ids, got True",
+            PromptError,
         ),
-        Case(f"{method}: truth values as ids", scored(method, [[True]]), "list of token ids", PromptError),
         Case(f"{method}: bytes", scored(method, [b"abc"]), "got bytes", PromptError),
         Case(f"{method}: ids as texts", scored(method, [["a"]]), "list of token ids", PromptError),
-        Case(f"{method}: nested ids", scored(method, [[[5]]]), "list of token ids", PromptError),
+        Case(f"{method}: nested ids", scored(method, [[[5]]]), "whole numbers as token ids, got [5]", PromptError),
     )
 ]
 ANSWERS = [
@@ -193,14 +196,14 @@ PROBLEMS = [
 ]
 RECIPES = [
     Case("an empty recipe", recipe(""), "must hold `tasks:`", SettingsError),
-    Case("a list as recipe", recipe("- a"), "`key: value` pairs, got list", SettingsError),
+    Case("a list as recipe", recipe("- a"), "`key: value` pairs, got [a]", SettingsError),
     Case("no tasks", recipe("tasks: []"), "must hold `tasks:`", SettingsError),
     Case("tasks that are a number", recipe("tasks: 3"), "must hold `tasks:`", SettingsError),
     Case("a task that is a word", recipe("tasks: [a]"), "must hold `tasks:`", SettingsError),
     Case("a task whose name is a number", recipe("tasks: [{task: 3}]"), "must hold `tasks:`", SettingsError),
     Case("a misspelled section", recipe("taks: []"), "Did you mean `tasks`", SettingsError),
-    Case("a section that is a number", recipe("3: 4\ntasks: [{task: a}]"), "Unknown key `3`", SettingsError),
-    Case("a key that is a number", recipe("tasks: [{task: a, 3: 4}]"), "Unknown key `3` of the task a", SettingsError),
+    Case("a section that is a number", recipe("3: 4\ntasks: [{task: a}]"), "the key `3` is not text", SettingsError),
+    Case("a key that is a number", recipe("tasks: [{task: a, 3: 4}]"), "the key `3` is not text", SettingsError),
     Case(
         "a misspelled key", recipe("tasks: [{task: a, num_fewshots: 4}]"), "Did you mean `num_fewshot`", SettingsError
     ),

@@ -1,4 +1,4 @@
-"""Malformed prompts: chat messages, and what else a caller may hand to `generate` in place of a text."""
+"""Malformed prompts: chat messages, and what else a caller may hand to a model's codec in place of a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import BatchEncoding
 
 from tests import tiny
 from tests.malformed.case import Case, check, parametrized
-from unmask import DiffusionLM, SamplingParams
+from unmask import DiffusionLM
 from unmask.data.templates import use_template
 from unmask.errors import PromptError
 from unmask.models.loading import Checkpoint, adapted, create
@@ -34,7 +34,6 @@ STRICT = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "[{{ m.role }}]{{ m.content }}<|eos|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-PARAMS = SamplingParams(max_new_tokens=2)
 
 
 @functools.cache
@@ -47,20 +46,20 @@ def model() -> DiffusionLM:
     return DiffusionLM(Checkpoint(made.backbone.eval(), made.tokenizer))
 
 
-def generate(prompt: Any, template: str | None = "") -> list[Any]:
-    """What `generate` makes of a prompt, under another chat template if one is given."""
+def encode(prompt: Any, template: str | None = "") -> list[list[int]]:
+    """The ids of a prompt, under another chat template if one is given."""
     lm = model()
     assert lm.tokenizer is not None
     kept = lm.tokenizer.chat_template
     lm.tokenizer.chat_template = kept if template == "" else template
     try:
-        return lm.generate(prompt, PARAMS)
+        return lm.codec.encode_all(prompt)
     finally:
         lm.tokenizer.chat_template = kept
 
 
 def refused(name: str, prompt: Callable[[], Any], message: str, template: str | None = "") -> Case:
-    return Case(name, lambda _: generate(prompt(), template), message, PromptError)
+    return Case(name, lambda _: encode(prompt(), template), message, PromptError)
 
 
 def message(**fields: Any) -> Callable[[], Any]:

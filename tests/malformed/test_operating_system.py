@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_where_a_result_is_to_go_is_checked_before_there_is_one(case: Case, tmp_
 def _words(line: str) -> Callable[[Path], list[str]]:
     def words(folder: Path) -> list[str]:
         _taken(folder)
-        (folder / "there").mkdir()
+        written(folder, "there/own.txt", "")
         return line.split()
 
     return words
@@ -97,7 +98,7 @@ OUTPUTS = [
         "evaluate gone --tasks x --samples there": "--samples must be a file",
         "compare x/a x/b --save --output-dir taken": "taken is a file",
         "convert gone taken/x": "taken is a file, not a folder",
-        "convert gone there": "there exists already",
+        "convert gone there": "there exists already and is not overwritten",
         "merge gone taken/x": "taken is a file, not a folder",
         "merge gone there": "there exists already",
         "tokenize --model gone --data x --out taken/x": "taken is a file, not a folder",
@@ -206,7 +207,7 @@ def test_what_was_measured_is_printed_when_its_file_cannot_be_written(
 
     monkeypatch.setattr("unmask.cli.evaluate.write_text", full)
     monkeypatch.setattr("unmask.cli.evaluate_text.prepare", lambda *_: lambda lm: iter([record]))
-    monkeypatch.setattr("unmask.lm.DiffusionLM.from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr("unmask.lm.DiffusionLM.from_pretrained", lambda *_, **__: MagicMock())
     assert main(["evaluate", "x", "--data", "y", "--json", "--output", str(tmp_path / "o.json")]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out) == record | {"stderr": None}

@@ -102,7 +102,7 @@ CONFIGS = [
     _damaged(
         "a config.yaml that is cut", "config.yaml", "name: tiny\ntraining: {steps", "config.yaml is not valid YAML"
     ),
-    _damaged("a config.yaml that is a list", "config.yaml", "- 1\n", "must hold `key: value` pairs, got list"),
+    _damaged("a config.yaml that is a list", "config.yaml", "- 1\n", "must hold `key: value` pairs, got [1]"),
     _damaged("a config.yaml that is a number", "config.yaml", "3\n", "must hold `key: value` pairs"),
     _damaged("a config.yaml of an unknown key", "config.yaml", "trainin: {}\n", "Unknown key `trainin`"),
     _damaged("a config.yaml of a wrong type", "config.yaml", "training: {steps: x}\n", "must be an integer or null"),
@@ -173,6 +173,17 @@ PROGRESSES = [
 ]
 
 
+SPLITS = [
+    _damaged("split.json is cut", "split.json", "{", "split.json is damaged"),
+    _damaged("split.json is empty", "split.json", "", "split.json is damaged"),
+    _damaged("split.json is bytes", "split.json", b"\xff\xfe", "split.json is damaged"),
+    _damaged("split.json is a list", "split.json", "[]", "it is no JSON object"),
+    _damaged("split.json holds nothing", "split.json", "{}", "so it is not known what the run holds out"),
+    _damaged("split.json is nested deeply", "split.json", "[" * 100_000, "split.json is damaged"),
+    _damaged("split.json is a folder", "split.json/x", "", "split.json must be a file"),
+]
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 STEP = "checkpoints/step-4"
@@ -205,9 +216,9 @@ CHECKPOINTS = [
         "optimizer.safetensors is damaged",
     ),
     _damaged("an empty optimiser", f"{STEP}/training/optimizer.safetensors", b"", "optimizer.safetensors is damaged"),
-    _damaged("weights of zeros", f"{STEP}/model.safetensors", b"\0" * 64, "step-4 cannot be loaded"),
+    _damaged("weights of zeros", f"{STEP}/model.safetensors", b"\0" * 64, "step-4/model.safetensors is damaged"),
     _damaged("a tokenizer of nothing", f"{STEP}/tokenizer.json", "{", "tokenizer"),
-    _changed("weights that are cut", _cut("model.safetensors"), "step-4 cannot be loaded"),
+    _changed("weights that are cut", _cut("model.safetensors"), "it ends before its last tensor"),
     _changed("an optimiser that is cut", _cut("training/optimizer.safetensors"), "optimizer.safetensors is damaged"),
     _tensors(
         "an optimiser of another model",
@@ -325,23 +336,26 @@ def _place(name: str, place: Callable[[Path], object], message: str, *words: str
 
 
 NEW_PLACES = [
-    _place("output_dir is a file", lambda folder: written(folder, "out", ""), "out: Not a directory"),
+    _place("output_dir is a file", lambda folder: written(folder, "out", ""), "out is a file, not a folder"),
     _place(
-        "output_dir lies below a file", lambda folder: written(folder, "x", ""), "x: Not a directory", "output_dir=x/y"
+        "output_dir lies below a file",
+        lambda folder: written(folder, "x", ""),
+        "x is a file, not a folder",
+        "output_dir=x/y",
     ),
-    _place("the run folder is a file", lambda folder: written(folder, "out/new", ""), "out/new cannot be made"),
+    _place("the run folder is a file", lambda folder: written(folder, "out/new", ""), "out/new is a file"),
     _place(
         "the run folder dangles",
         lambda folder: ((folder / "out").mkdir(), (folder / "out/new").symlink_to("nowhere")),
-        "out/new cannot be made",
+        "out/new is a file or a broken link",
     ),
     _place(
         "the run folder loops",
         lambda folder: ((folder / "out").mkdir(), (folder / "out/new").symlink_to("new")),
-        "out/new cannot be made",
+        "out/new is a file or a broken link",
     ),
-    _place("output_dir loops", lambda folder: (folder / "out").symlink_to("out"), "out/new cannot be made"),
-    _place("output_dir has a name too long", lambda folder: None, "cannot be made", f"output_dir={'x' * 300}"),
+    _place("output_dir loops", lambda folder: (folder / "out").symlink_to("out"), "Too many levels of symbolic links"),
+    _place("output_dir has a name too long", lambda folder: None, "File name too long", f"output_dir={'x' * 300}"),
     _place("output_dir has a null byte", lambda folder: None, "output_dir must be a folder", 'output_dir="a\\0b"'),
     _place("output_dir has an escape", lambda folder: None, "output_dir must be a folder", 'output_dir="a\\x1bb"'),
     _place("checkpoints is a file", lambda folder: written(folder, "out/new/checkpoints", ""), "must be a folder"),
@@ -431,7 +445,7 @@ ARGUMENTS = [
     ),
 ]
 
-COMMANDS = [*CONFIGS, *PROGRESSES, *CHECKPOINTS, *PLACES, *NEW_PLACES, *ARGUMENTS]
+COMMANDS = [*CONFIGS, *PROGRESSES, *SPLITS, *CHECKPOINTS, *PLACES, *NEW_PLACES, *ARGUMENTS]
 
 
 @parametrized(COMMANDS)
@@ -530,7 +544,7 @@ LISTED = [
     _listed("is a list", "damaged", "[]", "must hold a JSON object"),
     _listed("is null", "damaged", "null", "must hold a JSON object"),
     _listed("is text", "damaged", '"finished"', "must hold a JSON object"),
-    _listed("is bytes", "damaged", b"\xff\xfe", "status.json is not valid JSON"),
+    _listed("is bytes", "damaged", b"\xff\xfe", "status.json"),
     _listed("is nested deeply", "damaged", "[" * 100_000, ""),
     _listed("has a number of 5,000 digits", "damaged", f'{{"planned_steps": {"9" * 5000}}}', ""),
     _listed("has an unknown state", "damaged", '{"state": "sleeping"}', "state 'sleeping'"),
@@ -540,7 +554,7 @@ LISTED = [
     _listed("plans less than nothing", "damaged", '{"state": "running", "planned_steps": -1}', "planned_steps -1"),
     _listed("plans a half", "damaged", '{"state": "running", "planned_steps": 1.5}', "planned_steps 1.5"),
     _listed("says nothing", "finished", "{}"),
-    _listed("loops", "finished", None),
+    _listed("loops", "damaged", None, "status.json"),
 ]
 
 

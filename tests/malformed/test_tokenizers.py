@@ -210,7 +210,7 @@ def asked(folder: Path, template: object) -> object:
 
 
 CASES = [
-    Case("no fast backend", slow, "has no fast backend", CheckpointError),
+    Case("no fast backend and no files", slow, "There is no usable tokenizer", CheckpointError),
     Case("no folder", lambda folder: load_tokenizer(folder / "nowhere"), "nowhere", CheckpointError),
     Case(
         "no tokenizer in the folder",

@@ -19,7 +19,7 @@ from unmask.data.neat import NeatRows
 from unmask.errors import SettingsError
 from unmask.models import loading
 from unmask.models.tokenizers import byte_tokenizer
-from unmask.settings.model import DiffusionConfig, ModelSettings
+from unmask.settings.model import ModelSettings
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import fill_length, prepare_text, prepare_tokenizer
@@ -84,7 +84,7 @@ def test_documents_are_filled_up_for_the_block_length_at_the_end_of_the_run(
 def test_the_block_length_is_the_checkpoints_unless_the_recipe_names_one(text: Recipe, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     made = loading.create(ModelSettings(hidden_size=16, num_hidden_layers=1), tokenizer, seed=0)
-    made.backbone.configure(DiffusionConfig(method="block_diffusion", vocabulary_size=258, block_length=8))
+    made = loading.adapted(made, ObjectiveSettings(method="block_diffusion", block_length=8))
     loading.save(made, tmp_path / "checkpoint")
     data = {"neat_packing": True, "context_length": 128, "tokenizer": None}
     model = {"from_pretrained": str(tmp_path / "checkpoint")}

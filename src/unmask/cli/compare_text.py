@@ -89,6 +89,7 @@ def held_out(models: Sequence[str], runs: Mapping[str, Recipe]) -> tuple[list[st
     Raises:
         DataError: none of the models is a run, a run held nothing out, or they hold different texts out.
     """
+    from unmask.training import kept_split
     from unmask.training.preparation import held_out_texts
 
     if not runs:
@@ -96,7 +97,10 @@ def held_out(models: Sequence[str], runs: Mapping[str, Recipe]) -> tuple[list[st
     found: dict[str, list[str]] = {}
     for model, recipe in runs.items():
         try:
-            found[model] = held_out_texts(recipe.data)
+            kept = None
+            if recipe.data.format == "text":
+                kept = kept_split.of_run(RunFolder(Path(model)), recipe.data, None, purpose="compare")
+            found[model] = held_out_texts(recipe.data, kept)
         except DataError as error:
             raise DataError(f"The held-out text of {model}: {error} Name a text for all: --data FILE") from None
         if not found[model]:
@@ -117,6 +121,7 @@ def held_out(models: Sequence[str], runs: Mapping[str, Recipe]) -> tuple[list[st
 
 def _seen(documents: Sequence[str], runs: Mapping[str, Recipe]) -> list[str]:
     """Notes on the runs that learned from some of the documents, or that cannot be asked."""
+    from unmask.training import kept_split
     from unmask.training.preparation import trained_texts
 
     wanted, notes = {_words(one) for one in documents}, []
@@ -126,7 +131,8 @@ def _seen(documents: Sequence[str], runs: Mapping[str, Recipe]) -> list[str]:
             notes.append(f"{model}: whether it was trained on documents of this text was not checked.")
             continue
         try:
-            seen = wanted & {_words(one) for one in trained_texts(data)}
+            kept = kept_split.of_run(RunFolder(Path(model)), data, None, purpose="compare")
+            seen = wanted & {_words(one) for one in trained_texts(data, kept)}
         except DataError as error:
             notes.append(f"{model}: whether it was trained on documents of this text is not known. {error}")
             continue

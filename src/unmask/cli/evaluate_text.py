@@ -25,6 +25,7 @@ from unmask.settings.recipe import Recipe
 if TYPE_CHECKING:
     from unmask.evaluation.likelihood import Likelihood
     from unmask.lm import DiffusionLM
+    from unmask.training.parts import KeptSplit
 
 
 def prepare(model: str, given: argparse.Namespace) -> Callable[[DiffusionLM], Iterator[dict[str, Any]]]:
@@ -76,19 +77,23 @@ def evaluated(
         source: where the model is from.
 
     Raises:
-        CheckpointError: the model has no tokenizer.
-        DataError: the recipe holds no text out, or its text cannot be read.
+        CheckpointError: the model has no tokenizer, or the split of its run is damaged.
+        DataError: the recipe holds no text out, its text cannot be read, or what the run held out is gone.
     """
     from unmask.errors import CheckpointError
     from unmask.evaluation.likelihood import evaluate
+    from unmask.training import kept_split
+    from unmask.training.checkpoint import run_of
     from unmask.training.preparation import prepare_text
 
     if lm.tokenizer is None:
         raise CheckpointError(
             f"{source} has no tokenizer, so it cannot score text. Score token ids in Python: lm.score"
         )
+    kept = kept_split.of_run(run_of(Path(source)), recipe.data, lm.tokenizer, purpose="evaluate") if own else None
     with tempfile.TemporaryDirectory() as folder:
-        text = prepare_text(recipe, lm.tokenizer, Path(folder), block_length=lm.backbone.diffusion.block_length)
+        block_length = lm.backbone.diffusion.block_length
+        text = prepare_text(recipe, lm.tokenizer, Path(folder), block_length=block_length, kept=kept)
         rows = text.held_out if own else text.train
         if rows is None:
             raise DataError(f"The run {source} held no text out. Name the text to score: --data FILE")
@@ -100,10 +105,12 @@ def evaluated(
         record = _record(
             lm, likelihood, evaluation, recipe, source, seconds, min(len(rows), evaluation.max_rows or len(rows))
         )
-        return record | _kept(lm, recipe, own=own, at_most=evaluation.max_rows)
+        return record | _kept(lm, recipe, text.split, own=own, at_most=evaluation.max_rows)
 
 
-def _kept(lm: DiffusionLM, recipe: Recipe, *, own: bool, at_most: int | None) -> dict[str, Any]:
+def _kept(
+    lm: DiffusionLM, recipe: Recipe, split: KeptSplit | None, *, own: bool, at_most: int | None
+) -> dict[str, Any]:
     """What the tokenizer keeps of the documents, of as many as rows were scored at most; of conversations and token
     files nothing is known."""
     from unmask.evaluation.texts import kept
@@ -112,7 +119,7 @@ def _kept(lm: DiffusionLM, recipe: Recipe, *, own: bool, at_most: int | None) ->
     if recipe.data.format != "text":
         return {"tokenizer": None}
     assert lm.tokenizer is not None, "checked before"
-    texts = held_out_texts(recipe.data) if own else trained_texts(recipe.data)
+    texts = held_out_texts(recipe.data, split) if own else trained_texts(recipe.data)
     found = kept(lm.tokenizer, itertools.islice(texts, at_most))
     if found.warning:
         note(f"warning: {found.warning}")

@@ -39,6 +39,11 @@ class Split:
     cut: int | None = None
     share: float = 0.0
 
+    @property
+    def documents(self) -> frozenset[int]:
+        """Hashes of the documents without which the rule means nothing; none where the hash of each decides."""
+        return (self.chosen or frozenset()) | (frozenset() if self.cut is None else {self.cut})
+
     def part(self, text: str, *, is_held_out: bool) -> str | None:
         """What of a document belongs to a side: all, nothing (None) or its beginning or end."""
         if self.chosen is None:

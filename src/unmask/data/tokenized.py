@@ -201,7 +201,9 @@ def beginning(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, tokens: 
     for text in texts:
         if tokens <= 0:
             return
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
         stops = [stop for _, stop in cast("list[tuple[int, int]]", found["offset_mapping"])]
         yield text if len(stops) <= tokens else text[: stops[tokens - 1]]
         tokens -= len(stops) + 1

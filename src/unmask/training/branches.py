@@ -2,8 +2,9 @@
 
 A run that goes on from an earlier checkpoint leaves a branch: the checkpoints and records after it, and the final
 model. They are moved to `branches/after-step-N/` in the run folder, so that they are neither resumed by mistake nor
-taken for old checkpoints of the new branch. With a copy of the recipe and all records the folder is a run of its own.
-`branch.json` there says what is to be moved before anything is, so a start after a kill in the middle moves the rest.
+taken for old checkpoints of the new branch. With copies of the recipe, the split and all records the folder is a run of
+its own. `branch.json` there says what is to be moved before anything is, so a start after a kill in the middle moves
+the rest.
 """
 
 from __future__ import annotations
@@ -97,8 +98,10 @@ def _move(run: RunFolder, folder: Path, step: int, later: list[int]) -> None:
         os.replace(run.final, folder / "final")
     relink(run)
     kept, cut = split_metrics(run, step)
-    if run.config.is_file() and not RunFolder(folder).config.exists():
-        write_text(RunFolder(folder).config, run.config.read_text(encoding="utf-8"))
+    branch = RunFolder(folder)
+    for own, copied in ((run.config, branch.config), (run.split, branch.split)):
+        if own.is_file() and not copied.exists():
+            write_text(copied, own.read_text(encoding="utf-8"))
     if cut and not RunFolder(folder).metrics.exists():
         write_text(RunFolder(folder).metrics, kept + cut)
     write_text(run.metrics, kept)

@@ -144,7 +144,7 @@ def _check_entries(run: RunFolder) -> None:
         CheckpointError: something is not.
     """
     folders = (run.checkpoints, run.plots, run.samples, run.final, run.data, run.branches)
-    files = (run.config, run.metrics, run.status)
+    files = (run.config, run.metrics, run.status, run.split)
     links = (run.root / "best", run.root / "latest")
     wrong = [f"{path} must be a folder" for path in folders if _exists(path) and not path.is_dir()]
     wrong += [f"{path} must be a file" for path in files if _exists(path) and not path.is_file()]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -36,6 +37,29 @@ _FORM = 2
 _NOUNS = {"text": "document", "chat": "conversation", "ckpt": "row"}
 
 
+@dataclass(frozen=True)
+class KeptSplit:
+    """A rule that outlives the sources that it was made of.
+
+    Attributes:
+        split: the rule.
+        train: the names of the sources.
+        basis: what the rule was made of (`basis_of`).
+        files: the file of each document that the rule names, by the document's hash.
+    """
+
+    split: Split
+    train: tuple[str, ...]
+    basis: str
+    files: Mapping[int, str]
+
+    @property
+    def key(self) -> list[object]:
+        """What a side's documents depend on, where the sources are others than those of the rule."""
+        split = self.split
+        return [split.fraction, None if split.chosen is None else sorted(split.chosen), split.cut, split.share]
+
+
 class Part(Generic[T]):
     """The training or the held-out documents of a recipe; iterable more than once.
 
@@ -44,15 +68,22 @@ class Part(Generic[T]):
         data: how they are split.
         is_held_out: which side this is.
         without: the documents of the other side that are left out of this one, or None.
+        kept: the rule that splits them, or None: one is made of the sources.
     """
 
     def __init__(
-        self, sources: Sources[T], data: DataSettings, *, is_held_out: bool, without: Part[T] | None = None
+        self,
+        sources: Sources[T],
+        data: DataSettings,
+        *,
+        is_held_out: bool,
+        without: Part[T] | None = None,
+        kept: KeptSplit | None = None,
     ) -> None:
-        self.sources, self.data, self.without = sources, data, without
+        self.sources, self.data, self.without, self.kept = sources, data, without, kept
         self.fraction = 0.0 if data.validation else data.validation_fraction
         self.is_held_out = is_held_out and not data.validation
-        self._split: Split | None = None
+        self._split = None if kept is None else kept.split
         self._barred: frozenset[int] | None = None
 
     def __iter__(self) -> Iterator[T]:
@@ -72,7 +103,10 @@ class Part(Generic[T]):
     def key(self) -> list[object]:
         """What its documents depend on."""
         barred = None if self.without is None else self.without.sources.fingerprint()
-        return [_FORM, self.sources.fingerprint(), self.fraction, self.is_held_out, barred]
+        made = [_FORM, self.sources.fingerprint(), self.fraction, self.is_held_out, barred]
+        if self.kept is None or self.kept.basis == basis_of(self.sources, self.data):
+            return made  # such a rule is the one that the sources give
+        return [*made, self.kept.key]
 
     def _chosen(self, documents: Iterable[T]) -> Iterator[T]:
         if self.without is not None:
@@ -94,20 +128,65 @@ class Part(Generic[T]):
 
     def _rule(self) -> Split:
         if self._split is None:
-            kind = self.data.format
-            texts = map(self.sources.words, self.sources)
-            self._split = split_of(texts, self.fraction, can_cut=kind == "text", noun=_NOUNS[kind])
+            self._split = _split_of(map(self.sources.words, self.sources), self.data)
             self.sources.skipped = 0
         return self._split
 
 
-def part_of(data: DataSettings, tokenizer: PreTrainedTokenizerBase | None, *, is_held_out: bool) -> Part[Any]:
+def _split_of(texts: Iterable[str], data: DataSettings) -> Split:
+    return split_of(texts, data.validation_fraction, can_cut=data.format == "text", noun=_NOUNS[data.format])
+
+
+def has_split(data: DataSettings) -> bool:
+    """Whether some of the training documents are held out."""
+    return not data.validation and data.validation_fraction > 0
+
+
+def basis_of(sources: Sources[Any], data: DataSettings) -> str:
+    """A name for all that the rule depends on which splits the documents of some sources."""
+    return hash_of(_FORM, sources.fingerprint(), data.validation_fraction, data.format)
+
+
+def made_split(data: DataSettings, tokenizer: PreTrainedTokenizerBase | None) -> KeptSplit | None:
+    """The rule that splits the documents of a recipe, for whoever keeps it; None where no rule does.
+
+    Raises:
+        DataError: a source cannot be read, or nothing can be held out.
+    """
+    if not has_split(data):
+        return None
+    sources = sources_of(data, tokenizer, is_validation=False)
+    basis, files = basis_of(sources, data), dict[int, str]()
+
+    def texts() -> Iterator[str]:
+        for file, text in read_in_order(sources):
+            files.setdefault(word_hash(text), file)
+            yield text
+
+    split = _split_of(texts(), data)
+    return KeptSplit(split, data.train, basis, {number: files[number] for number in split.documents})
+
+
+def read_in_order(sources: Sources[Any]) -> Iterator[tuple[str, str]]:
+    """The file or dataset of each document, and the document as a text."""
+    for number, file in enumerate(sources.sources):
+        for _, document in sources.of_source(number):
+            yield file, sources.words(document)
+
+
+def part_of(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    is_held_out: bool,
+    kept: KeptSplit | None = None,
+) -> Part[Any]:
     """A side of a recipe's documents; rows of tokens need the tokenizer that made them."""
     without = None
     if data.overlap == "drop" and data.validation and not is_held_out:
         without = part_of(data, tokenizer, is_held_out=True)
     sources = sources_of(data, tokenizer, is_validation=is_held_out and bool(data.validation))
-    return Part(sources, data, is_held_out=is_held_out, without=without)
+    return Part(sources, data, is_held_out=is_held_out, without=without, kept=kept)
 
 
 def sources_of(data: DataSettings, tokenizer: PreTrainedTokenizerBase | None, *, is_validation: bool) -> Sources[Any]:
@@ -122,17 +201,22 @@ def sources_of(data: DataSettings, tokenizer: PreTrainedTokenizerBase | None, *,
 
 
 def tokens_of(
-    data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_held_out: bool
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    is_held_out: bool,
+    kept: KeptSplit | None = None,
 ) -> TokenizedText:
     """The tokens of a side, made in `folder` unless they are there."""
-    part = part_of(data, tokenizer, is_held_out=is_held_out)
+    part = part_of(data, tokenizer, is_held_out=is_held_out, kept=kept)
     written: list[object] = []
     if data.format == "chat":
         written = [ChatTemplate(tokenizer).fingerprint(), data.supervise]
-    kept = folder / f"{data.format}-{hash_of(*part.key, tokenizer_key(tokenizer), *written)}"
-    if not TokenizedText.is_in(kept):
-        _write(part, data, tokenizer, kept)
-    return TokenizedText.open(kept)
+    found = folder / f"{data.format}-{hash_of(*part.key, tokenizer_key(tokenizer), *written)}"
+    if not TokenizedText.is_in(found):
+        _write(part, data, tokenizer, found)
+    return TokenizedText.open(found)
 
 
 def _write(part: Part[Any], data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -32,7 +32,17 @@ from unmask.settings.data import DataSettings, PadMode
 from unmask.settings.model import DEFAULT_BLOCK_LENGTH
 from unmask.settings.objective import ObjectiveSettings
 from unmask.settings.recipe import Recipe
-from unmask.training.parts import Part, check_overlap, check_weights, hash_of, part_of, sources_of, tokens_of
+from unmask.training.parts import (
+    KeptSplit,
+    Part,
+    check_overlap,
+    check_weights,
+    hash_of,
+    made_split,
+    part_of,
+    sources_of,
+    tokens_of,
+)
 from unmask.writing import remove_leftovers, written_folder
 
 if TYPE_CHECKING:
@@ -71,6 +81,7 @@ class TrainingText:
         skipped: malformed rows that were left out.
         mixture: shares of the sources, or None: as many rows as each holds.
         stream: all rows to learn from, where they are read while they are learned.
+        split: the rule that held some of the training documents out, or None.
     """
 
     train: Rows
@@ -78,6 +89,7 @@ class TrainingText:
     skipped: int
     mixture: Mixture | None = None
     stream: StreamedRows | None = None
+    split: KeptSplit | None = None
 
     def rows_of_step(self, step: int, *, batch_size: int, seed: int) -> NDArray[np.int64]:
         """The rows to learn from in an optimiser step, for `batch`."""
@@ -144,7 +156,12 @@ def _named_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def prepare_text(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, *, block_length: int | None = None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    block_length: int | None = None,
+    kept: KeptSplit | None = None,
 ) -> TrainingText:
     """Tokenise (once, into `folder`) a recipe's text or conversations and make rows of them.
 
@@ -154,6 +171,7 @@ def prepare_text(
         folder: for the tokens.
         block_length: the model's, where there is one already; default: that of the checkpoint that the recipe starts
             from, of which only the configuration is read.
+        kept: the split of the run that the text is of, or None: one is made.
 
     Raises:
         DataError: a part is empty, or a document or conversation too long, or a document in both parts.
@@ -165,19 +183,20 @@ def prepare_text(
     remove_leftovers(folder)
     if data.streaming:
         return _streamed(recipe, tokenizer, folder, filling)
-    text = tokens_of(data, tokenizer, folder, is_held_out=False)
+    kept = made_split(data, tokenizer) if kept is None else kept
+    text = tokens_of(data, tokenizer, folder, is_held_out=False, kept=kept)
     learned = text if data.max_tokens is None else text.first(data.max_tokens)
     _check_filled(learned, data.train, text.skipped)
     train = _rows(learned, data, filling, tokenizer)
     mixture = Mixture.of(train.groups, data.weights) if data.weights else None
     if not data.validation and data.validation_fraction == 0:
         return TrainingText(train, None, text.skipped, mixture)
-    held = tokens_of(data, tokenizer, folder, is_held_out=True)
+    held = tokens_of(data, tokenizer, folder, is_held_out=True, kept=kept)
     _check_filled(held, data.validation or data.train, held.skipped)
     if data.validation:
         check_overlap(learned, held, data)
     scored = _rows(held, dataclasses.replace(data, weights=()), filling, tokenizer)
-    return TrainingText(train, scored, text.skipped + held.skipped, mixture)
+    return TrainingText(train, scored, text.skipped + held.skipped, mixture, split=kept)
 
 
 def _streamed(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, filling: Filling) -> TrainingText:
@@ -212,8 +231,9 @@ def _check_filled(text: TokenizedText, sources: Sequence[str], skipped: int) -> 
         )
 
 
-def held_out_texts(data: DataSettings) -> list[str]:
-    """The documents that a run holds out, in the order of their sources; empty where it holds none out.
+def held_out_texts(data: DataSettings, kept: KeptSplit | None = None) -> list[str]:
+    """The documents that a run holds out, by the split that it keeps or else by a new one, in the order of their
+    sources; empty where it holds none out.
 
     Raises:
         DataError: a source is missing or malformed, or holds no text but conversations or tokens.
@@ -222,12 +242,12 @@ def held_out_texts(data: DataSettings) -> list[str]:
         raise DataError(f"It holds {data.format} rows out, and documents of text are needed.")
     if not data.validation and data.validation_fraction == 0:
         return []
-    return [*part_of(data, None, is_held_out=True)]
+    return [*part_of(data, None, is_held_out=True, kept=kept)]
 
 
-def trained_texts(data: DataSettings) -> Iterator[str]:
+def trained_texts(data: DataSettings, kept: KeptSplit | None = None) -> Iterator[str]:
     """The documents of text that a run learns from; arguments and errors as in `held_out_texts`."""
-    return iter(part_of(data, None, is_held_out=False))
+    return iter(part_of(data, None, is_held_out=False, kept=kept))
 
 
 def fill_length(settings: ObjectiveSettings, checkpoint_block_length: int | None) -> int:

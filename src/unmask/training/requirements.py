@@ -26,8 +26,12 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WANDB_OFFLINE = ("offline", "disabled", "dryrun")
 
 
-def check_start(recipe: Recipe) -> None:
+def check_start(recipe: Recipe, *, resumes: bool) -> None:
     """What can be known from the recipe and this machine, before any text is read.
+
+    Args:
+        recipe: of the run.
+        resumes: whether the run goes on from a checkpoint of its own, which then is the model, whatever it was made of.
 
     Raises:
         SettingsError: something does not go together, or is missing here.
@@ -35,13 +39,21 @@ def check_start(recipe: Recipe) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return  # the first process looks for all: it may still be writing the checkpoint that this run starts from
-    check_folder(Path(recipe.output_dir) / recipe.name, "output_dir with name")
+    check_folder(Path(recipe.output_dir) / recipe.name, "The run folder")
     if recipe.data.cache_dir:
         check_folder(recipe.data.cache_dir, "data.cache_dir")
     is_true(
         not recipe.sampling.infill_length,
         "sampling.infill_length fills gaps, and samples have none. Set sampling.max_new_tokens instead.",
     )
+    if not resumes:
+        _check_model(recipe)
+    if "wandb" in recipe.training.report_to:
+        _check_wandb()
+
+
+def _check_model(recipe: Recipe) -> None:
+    """A new model fits the memory, one to start from is there, and either has positions for the text."""
     if recipe.model.from_pretrained is None:
         is_true(
             recipe.adapter.rank is None,
@@ -56,8 +68,6 @@ def check_start(recipe: Recipe) -> None:
         f"data.context_length must be at most the model's {positions} positions, got "
         f"{recipe.data.context_length}. Lower it, or raise model.max_position_embeddings of a new model.",
     )
-    if "wandb" in recipe.training.report_to:
-        _check_wandb()
 
 
 def check_end(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> None:

@@ -21,7 +21,7 @@ from unmask.models.quantization import is_quantized
 from unmask.runs import RunFolder
 from unmask.settings.recipe import Recipe
 from unmask.training import checkpoint as checkpoints
-from unmask.training import growth, lineage, requirements
+from unmask.training import growth, kept_split, lineage, requirements
 from unmask.training.branches import relink
 from unmask.training.distributed import from_main, parting, start
 from unmask.training.model_card import model_card
@@ -69,7 +69,8 @@ def train(
         SettingsError: the recipe changes what a resumed run keeps.
     """
     run = RunFolder(Path(recipe.output_dir) / recipe.name)
-    requirements.check_start(recipe)
+    resumes = resume is not None and (resume != "auto" or bool(run.saved_steps()))
+    requirements.check_start(recipe, resumes=resumes)
     accelerator = start(recipe.training, run.root)
     with contextlib.ExitStack() as stack:
         opening = None
@@ -143,6 +144,8 @@ def _fitted(
                 lines += growth.noted(run, trainer.facts)
             lines += opening.begin()
             growth.write(run, trainer.facts)
+            if text.split is not None:
+                kept_split.write(run, text.split, is_start=source is None)
             if source is not None:
                 lines.append(f"resumed from {source} at step {trainer.progress.step}")
             for line in lines:
@@ -157,11 +160,12 @@ def _fitted(
 def prepare(recipe: Recipe, run: RunFolder, source: Path | None) -> tuple[TrainingText, Checkpoint]:
     """Text and model of a recipe; what is made of the text is kept in the run folder (or data.cache_dir)."""
     folder = run.data if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)
-    return _prepared(recipe, folder, source)
+    return _prepared(recipe, run, folder, source)
 
 
-def _prepared(recipe: Recipe, folder: Path, source: Path | None) -> tuple[TrainingText, Checkpoint]:
-    """Text and model of a recipe, whose tokens are kept in `folder`; a resumed run's tokenizer is its checkpoint's."""
+def _prepared(recipe: Recipe, run: RunFolder, folder: Path, source: Path | None) -> tuple[TrainingText, Checkpoint]:
+    """Text and model of a recipe, whose tokens are kept in `folder`; a resumed run's tokenizer is its checkpoint's, and
+    its split is the run's."""
     if source is None:
         tokenizer = prepare_tokenizer(recipe, folder)
         text = prepare_text(recipe, tokenizer, folder)
@@ -173,7 +177,9 @@ def _prepared(recipe: Recipe, folder: Path, source: Path | None) -> tuple[Traini
         if tokenizer is None:
             raise CheckpointError(f"{source} has no tokenizer, which the text needs. Copy the checkpoint again.")
         lineage.check_model(recipe, checkpoint, source)
-        text = prepare_text(recipe, tokenizer, folder, block_length=checkpoint.backbone.diffusion.block_length)
+        block_length = checkpoint.backbone.diffusion.block_length
+        kept = kept_split.of_run(run, recipe.data, tokenizer, purpose="resume")
+        text = prepare_text(recipe, tokenizer, folder, block_length=block_length, kept=kept)
     if recipe.data.format == "chat" or (recipe.data.format == "ckpt" and tokenizer.chat_template):
         end_turns(checkpoint)
     return text, checkpoint
@@ -215,7 +221,7 @@ def dry_run(recipe: Recipe, *, resume: str | None = None) -> Iterator[str]:
     notes = [] if source is None else lineage.checked(recipe, run, source)
     with _borrowed(run.data if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)) as folder:
         yield from notes
-        yield from _planned(recipe, folder, source)
+        yield from _planned(recipe, run, folder, source)
 
 
 @contextlib.contextmanager
@@ -228,12 +234,12 @@ def _borrowed(cache: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _planned(recipe: Recipe, folder: Path, source: Path | None) -> Iterator[str]:
+def _planned(recipe: Recipe, run: RunFolder, folder: Path, source: Path | None) -> Iterator[str]:
     """The lines of a dry run whose tokens are kept in `folder`."""
     from unmask.objectives.methods import objective
 
-    requirements.check_start(recipe)
-    text, checkpoint = _prepared(recipe, folder, source)
+    requirements.check_start(recipe, resumes=source is not None)
+    text, checkpoint = _prepared(recipe, run, folder, source)
     requirements.check_end(recipe, checkpoint, text)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
