@@ -356,6 +356,7 @@ NEW_PLACES = [
     ),
     _place("output_dir loops", lambda folder: (folder / "out").symlink_to("out"), "Too many levels of symbolic links"),
     _place("output_dir has a name too long", lambda folder: None, "File name too long", f"output_dir={'x' * 300}"),
+    _place("output_dir is somebody's home", lambda folder: None, "Write it out", "output_dir=~nobody/runs"),
     _place("output_dir has a null byte", lambda folder: None, "output_dir must be a folder", 'output_dir="a\\0b"'),
     _place("output_dir has an escape", lambda folder: None, "output_dir must be a folder", 'output_dir="a\\x1bb"'),
     _place("checkpoints is a file", lambda folder: written(folder, "out/new/checkpoints", ""), "must be a folder"),

@@ -39,6 +39,10 @@ def check_output_dir(path: str) -> None:
         SettingsError: it has not.
     """
     is_true(path.isprintable(), f"output_dir must be a folder. {path!r} has characters in it that cannot be printed.")
+    is_true(
+        not path.startswith("~"),
+        f"output_dir must be a folder, got {path!r}: only a shell knows whose home the tilde means. Write it out.",
+    )
 
 
 _RULE = "name must be that of one folder inside output_dir."

@@ -6,6 +6,7 @@ that cannot be written, a login, memory, disk, a prompt for the samples that are
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import shutil
@@ -17,6 +18,7 @@ from unmask.lm import DiffusionLM
 from unmask.models.loading import Checkpoint, outline
 from unmask.runs import locate
 from unmask.settings.checks import is_true
+from unmask.settings.decoding import SamplingParams
 from unmask.settings.model import ModelSettings
 from unmask.settings.recipe import Recipe
 from unmask.training.preparation import TrainingText
@@ -68,6 +70,17 @@ def _check_model(recipe: Recipe) -> None:
         f"data.context_length must be at most the model's {positions} positions, got "
         f"{recipe.data.context_length}. Lower it, or raise model.max_position_embeddings of a new model.",
     )
+
+
+def with_room(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe with samples that leave half of a short context to their prompts, if their length is the default.
+
+    Nobody chose that one, so a model with few positions is no reason to refuse a run.
+    """
+    most = max(1, checkpoint.backbone.context_length // 2)
+    if recipe.sampling.max_new_tokens != SamplingParams.max_new_tokens or recipe.sampling.max_new_tokens <= most:
+        return recipe
+    return dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, max_new_tokens=most))
 
 
 def check_end(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> None:

@@ -115,6 +115,7 @@ def _trained(
     """Train in a run folder that is ready; the signal that ended it early, or None."""
     with accelerator.main_process_first():
         text, checkpoint = prepare(recipe, run, source)
+    recipe = requirements.with_room(recipe, checkpoint)
     requirements.check_end(recipe, checkpoint, text)
     with parting(accelerator, is_last=is_last):
         ended_by = _fitted(recipe, run, accelerator, status, checkpoint, text, opening, source)
@@ -240,7 +241,7 @@ def _planned(recipe: Recipe, run: RunFolder, folder: Path, source: Path | None) 
 
     requirements.check_start(recipe, resumes=source is not None)
     text, checkpoint = _prepared(recipe, run, folder, source)
-    requirements.check_end(recipe, checkpoint, text)
+    requirements.check_end(requirements.with_room(recipe, checkpoint), checkpoint, text)
     yield from described(recipe, checkpoint, text)
     yield f"memory: about {memory_estimate(recipe, checkpoint) / 2**30:.2f} GiB"
     steps = total_steps(recipe, text.train)
