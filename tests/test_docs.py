@@ -136,7 +136,7 @@ def test_a_page_runs_from_its_top_to_its_end(
     name: str, workplace: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "evaluation":
-        request.getfixturevalue("shared_data")
+        monkeypatch.setenv("UNMASK_SHARED_DATA", str(request.getfixturevalue("shared_data")))
     ran = 0
     for language, block in blocks(name):
         if language == "bash":

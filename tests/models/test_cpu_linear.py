@@ -141,7 +141,7 @@ def test_nothing_but_inference_sees_the_copies(
         head = copied.network.lm_head if isinstance(copied, Backbone) else copied.lm_head
         embedding = copied.network.model.embed_tokens if isinstance(copied, Backbone) else copied.model.embed_tokens
         assert (head.weight is embedding.weight) == tied
-    ready.to("meta")
+    ready.backbone.to("meta")
     assert all(one._copies is None for one in ready.backbone.modules() if isinstance(one, CPULinear))
 
 
