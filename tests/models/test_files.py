@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from tests.models.published import tiny
 from unmask import DiffusionLM
-from unmask.errors import CheckpointError
-from unmask.models import files
+from unmask.data.hub import HubSource
+from unmask.errors import CheckpointError, DataError
+from unmask.models import files, reach
 from unmask.models.files import StoredWeights, fetched, opened_tensors, stored_weights, weight_files
 from unmask.models.loading import load
 
@@ -160,8 +161,8 @@ def test_an_index_without_weights_is_named(tmp_path: Path) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub may be asked, without a proxy, and nobody has asked yet."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(files, "getproxies", dict)
-    monkeypatch.setattr(files, "_silences", {})
+    monkeypatch.setattr(reach, "getproxies", dict)
+    monkeypatch.setattr(reach, "_silences", {})
 
 
 def refused(name: str) -> tuple[str, float]:
@@ -190,8 +191,8 @@ def test_a_hub_that_keeps_silent_is_waited_for_once(asked: None, monkeypatch: py
         time.sleep(8)
         raise TimeoutError
 
-    monkeypatch.setattr(files.socket, "create_connection", connect)
-    monkeypatch.setattr(files, "_HUB_SECONDS", 0.2)
+    monkeypatch.setattr(reach.socket, "create_connection", connect)
+    monkeypatch.setattr(reach, "_HUB_SECONDS", 0.2)
     for _ in range(3):
         message, seconds = refused("someone/llada")
         assert "cannot be reached" in message and seconds < 5
@@ -208,11 +209,23 @@ def test_what_is_in_the_cache_opens_without_the_hub(
 
 
 def test_where_the_hub_may_not_be_asked_it_is_not(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_connects", None)
+    monkeypatch.setattr(reach, "_connects", None)
     assert "HF_HUB_OFFLINE forbids" in refused("someone/else")[0]
 
 
 @pytest.mark.parametrize("name", ["a b/c", "-a/b", "a/b..c", "a/" + "b" * 97, "a/b.git"])
 def test_a_malformed_hub_id_is_not_asked_for(asked: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_connects", None)
+    monkeypatch.setattr(reach, "_connects", None)
     assert "it is no hub id either" in refused(name)[0]
+
+
+def test_a_dataset_of_a_hub_that_does_not_answer_is_said_at_once(
+    asked: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    source = HubSource.parsed("hf:someone/stories", "train")
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"not in the local cache, and http://127\.0\.0\.1:9 cannot be reached"):
+        source.identity()
+    assert time.perf_counter() - began < 5 and not huggingface_hub.constants.HF_HUB_OFFLINE

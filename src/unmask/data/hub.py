@@ -6,6 +6,7 @@ is an error that lists those which are, never another split. No code of a datase
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from unmask.data.records import Reader, wanted
 from unmask.errors import DataError, require
+from unmask.models.reach import silence
 
 HUB = "hf:"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -120,12 +122,16 @@ class HubSource:
             DataError: the dataset cannot be loaded.
         """
         require("datasets", extra="data", purpose=f"The source {self}")
+        silent = None if os.path.isdir(self.name) else silence()
         try:
-            return self._split_of(self._loaded(streamed=streamed))
+            with _cache_alone(silent):
+                return self._split_of(self._loaded(streamed=streamed))
         except _failures() as error:
             if isinstance(error, DataError):
                 raise
             reason = " ".join(str(error).split())[:300].removesuffix(".")
+            if silent:
+                reason = f"it is not in the local cache, and {silent}"
             asked = self.split or self.default or _VALIDATION
             raise DataError(
                 f"The dataset {self} (split `{asked}`) cannot be loaded: {reason}. Check the name, the split and the "
@@ -168,6 +174,21 @@ class HubSource:
                 f"{', '.join(map(str, loaded))}. Name one: {HUB}{self.name}@SPLIT, or {key}"
             )
         return loaded[asked]
+
+
+@contextlib.contextmanager
+def _cache_alone(silent: str | None) -> Iterator[None]:
+    """Let `datasets` look into its cache alone while the hub is silent, which it would ask for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if silent:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants, get_safetensors_metadata, snapshot_download
@@ -24,15 +19,12 @@ from safetensors import SafetensorError, safe_open
 
 from unmask.errors import CheckpointError
 from unmask.models.headers import WEIGHTS_FILE, StoredWeights, counted, weight_files, weight_map
+from unmask.models.reach import silence
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _GIVE = "Give a model folder, a run folder, or a hub id such as Qwen/Qwen3-0.6B."
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # that of whichever httpx huggingface_hub is built on
-_HUB_SECONDS, _SILENCE_SECONDS = 3, 60
-_PORTS = {"http": 80, "https": 443}
-_silences: dict[str, tuple[float, str | None]] = {}
-"""How long the hub may be silent before it counts as out of reach, for how long it then does, and since when."""
 TENSOR_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -59,7 +51,7 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"There is no folder {name} with a config.json, and it is no hub id either: {error} {_GIVE}"
         ) from None
-    silent = _silence()
+    silent = silence()
     try:
         # A hub that is out of reach would be asked again and again for half a minute.
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=silent is not None))
@@ -70,36 +62,6 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"There is no folder {name}, and its config.json was not found on the hub: {reason} {_GIVE}"
         ) from None
-
-
-def _silence() -> str | None:
-    """Why the hub cannot be asked, or None. Whoever names a proxy asks that one, which answers for itself."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to ask the hub"
-    endpoint = constants.ENDPOINT
-    known = _silences.get(endpoint)
-    if known is None or known[0] < time.monotonic() - _SILENCE_SECONDS:
-        place = urlsplit(endpoint)
-        reached = bool(getproxies()) or _connects(place.hostname or "", place.port or _PORTS.get(place.scheme, 443))
-        _silences[endpoint] = known = time.monotonic(), None if reached else f"{endpoint} cannot be reached"
-    return known[1]
-
-
-def _connects(host: str, port: int) -> bool:
-    """Whether a machine answers within `_HUB_SECONDS`; looking its name up may wait for longer, and is left alone."""
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=_HUB_SECONDS).close()
-        except OSError:
-            return
-        answers.append(True)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_HUB_SECONDS)
-    return bool(answers)
 
 
 @contextlib.contextmanager
@@ -145,7 +107,7 @@ def stored_weights(name: str | Path) -> StoredWeights:
 
 
 def _stored_on_hub(name: str) -> StoredWeights:
-    silent = _silence()
+    silent = silence()
     if silent and not constants.HF_HUB_OFFLINE:
         raise CheckpointError(f"The safetensors headers of {name} are not in the local cache, and {silent}.")
     try:
