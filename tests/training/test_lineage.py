@@ -141,11 +141,14 @@ def test_a_recipe_that_claims_another_model_than_the_checkpoint_is_refused(folde
         train(with_group(made, "objective", method="autoregressive"), resume="auto")
 
 
-def test_the_recipe_in_the_folder_claims_no_shape_that_it_does_not_make(folder: Path) -> None:
+def test_the_recipe_in_the_folder_claims_no_shape_that_it_does_not_make(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = train(bpe(folder)).run
     made = with_group(dataclasses.replace(bpe(folder, steps=3), name="second"), "data", tokenizer=None)
     made = with_group(made, "model", from_pretrained=str(first.root), hidden_size=999, head_dim=10)
     run = train(made).run
+    assert "model.hidden_size=999, " in capsys.readouterr().err
     assert yaml.safe_load(run.config.read_text())["model"] == {"from_pretrained": str(first.root), "dtype": "float64"}
     assert "999" not in (run.final / "README.md").read_text()
     train(changed(made, steps=4), resume="auto")

@@ -160,3 +160,12 @@ def _way_out(run: RunFolder, source: Path, found: Changes) -> str:
 def command(run: RunFolder) -> str:
     """The command that goes on with a run and needs nothing else."""
     return f"unmask train --resume {shlex.quote(str(run.root))}"
+
+
+def unused_shape(model: ModelSettings) -> list[str]:
+    """Settings of a new network's shape, as `key=value`, where the network is that of a checkpoint."""
+    if model.from_pretrained is None:
+        return []
+    new = ModelSettings()
+    given = {name: getattr(model, name) for name in _SHAPE}
+    return [f"model.{name}={value}" for name, value in given.items() if value != getattr(new, name)]

@@ -198,6 +198,8 @@ def described(recipe: Recipe, checkpoint: Checkpoint, text: TrainingText) -> Ite
         f"({body:,} without embeddings), {backbone.diffusion.vocabulary_size:,} ids, mask id "
         f"{backbone.diffusion.mask_token_id}"
     )
+    if unused := lineage.unused_shape(recipe.model):
+        yield f"not used: {', '.join(unused)}; the network has the shape of {recipe.model.from_pretrained}"
     if backbone.adapter is not None:
         trained = sum(one.numel() for one in backbone.network.parameters() if one.requires_grad)
         bits = ", in 4 bits" if is_quantized(backbone.network) else ""
