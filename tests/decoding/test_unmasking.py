@@ -58,6 +58,12 @@ def test_the_factor_rule_does_not_round_its_bounds() -> None:
     assert found.tolist() == [[True, False]]
 
 
+def test_the_factor_rule_divides_as_python_does() -> None:
+    # Rounded twice, 1 - factor / 6 is above 0.5.
+    confidence = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.5]], dtype=torch.float64)
+    assert by_factor(confidence, torch.ones(1, 5, dtype=torch.bool), 3 - 2**-51).all()
+
+
 def test_a_masked_place_without_any_certainty_still_comes_before_revealed_ones() -> None:
     certainty = torch.tensor([[-torch.inf, -torch.inf, -torch.inf]])
     found = most_confident(certainty, torch.tensor([[False, True, True]]), 1)

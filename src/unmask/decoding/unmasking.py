@@ -70,7 +70,9 @@ def by_factor(confidence_BW: Tensor, masked_BW: Tensor, factor: float, rule: Fac
     code (`fast_dllm`) also reveals the last masked place where all others are sure enough.
     """
     number_BW = _rank(confidence_BW, masked_BW) + 1
-    passes_BW = masked_BW & (confidence_BW >= 1 - factor / (number_BW + 1).double())
+    # A number over a tensor is a product with the reciprocal, which rounds twice; tensors are divided.
+    factor_BW = torch.full_like(number_BW, factor, dtype=torch.float64)
+    passes_BW = masked_BW & (confidence_BW >= 1 - factor_BW / (number_BW + 1))
     accepted_B1 = (number_BW * passes_BW).amax(dim=1, keepdim=True).clamp(min=1)
     if rule == "fast_dllm":
         accepted_B1 = accepted_B1 + (accepted_B1 == masked_BW.sum(dim=1, keepdim=True) - 1)
